@@ -1,0 +1,1 @@
+"""One file a configuration: ``get_config()`` gives it, the first line says how to run it."""

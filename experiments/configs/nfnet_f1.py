@@ -1,0 +1,10 @@
+"""NFNet-F1 on ImageNet: ``python -m experiments.run --config=nfnet_f1 --workdir=runs/nfnet_f1``."""
+
+from ml_collections import ConfigDict
+
+from experiments import recipes
+
+
+def get_config() -> ConfigDict:
+    """The paper's recipe."""
+    return recipes.nfnet_imagenet(1)

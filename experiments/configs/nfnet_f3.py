@@ -1,0 +1,10 @@
+"""NFNet-F3 on ImageNet: ``python -m experiments.run --config=nfnet_f3 --workdir=runs/nfnet_f3``."""
+
+from ml_collections import ConfigDict
+
+from experiments import recipes
+
+
+def get_config() -> ConfigDict:
+    """The paper's recipe."""
+    return recipes.nfnet_imagenet(3)

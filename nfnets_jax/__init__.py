@@ -1,0 +1,28 @@
+"""Normalizer-free networks in JAX.
+
+The front door: ``create_model`` and ``list_models``. Adaptive Gradient Clipping is
+``nfnets_jax.optax_agc``. Importing the package imports nothing else until a name is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nfnets_jax.models.registry import Model as Model
+    from nfnets_jax.models.registry import create_model as create_model
+    from nfnets_jax.models.registry import list_models as list_models
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Model": "nfnets_jax.models.registry",
+    "create_model": "nfnets_jax.models.registry",
+    "list_models": "nfnets_jax.models.registry",
+}
+__all__ = ["Model", "create_model", "list_models"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nfnets_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""Examples in, batches out: sources, transforms and the pipeline that joins them."""

@@ -1,0 +1,269 @@
+"""Where labelled images come from: the embedded digits, TFDS, image folders, synthetic ones.
+
+A source is a random-access sequence of records ``{"image", "label", "name"}``: the image as an
+encoded file's bytes or as ``[H, W, C]`` uint8, the class as an integer, and where the image is from,
+for messages.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+from nfnets_jax.errors import InputError
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+# Mean and standard deviation a channel, of pixels in [0, 1], where they are not ImageNet's.
+_STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = MappingProxyType({
+    "digits": ((0.305,), (0.376,)),
+    "tfds:cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+    "synthetic": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+})
+_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+class Record(TypedDict):
+    """One labelled image."""
+
+    image: bytes | np.ndarray
+    label: int
+    name: str
+
+
+class Source(Protocol):
+    """Records by position. Sources are pickled when worker processes read them."""
+
+    def __len__(self) -> int: ...  # noqa: D105
+
+    def __getitem__(self, index: int) -> Record: ...  # noqa: D105
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The two halves of a dataset and what the model needs to know of it.
+
+    Attributes:
+      train: records to learn from.
+      test: records to evaluate on; None if there are none.
+      class_names: in the order of the labels.
+      channels: of the decoded images.
+      mean, std: a channel, of pixels in [0, 1].
+    """
+
+    train: Source
+    test: Source | None
+    class_names: tuple[str, ...]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def open_dataset(name: str, directory: str = "", test_directory: str = "", size: int = 32) -> Dataset:
+    """Opens a dataset by its name.
+
+    Args:
+      name: ``digits``, ``tfds:NAME``, ``folder`` or ``synthetic``.
+      directory: of a ``folder``, the one whose folders are the classes; of ``tfds:NAME`` the data
+        directory, TFDS's own where empty.
+      test_directory: of a ``folder``, the same for evaluation, optional.
+      size: side of ``synthetic`` images, pixels.
+
+    Raises:
+      InputError: no such dataset, or nothing to read where it should be.
+    """
+    if name == "digits":
+        train, test, classes = _digits()
+    elif name.startswith("tfds:"):
+        train, test, classes = _tfds(name.removeprefix("tfds:"), directory)
+    elif name == "folder":
+        train, test, classes = _folders(directory, test_directory)
+    elif name == "synthetic":
+        train, test = SyntheticSource(2048, size, seed=0), SyntheticSource(512, size, seed=1)
+        classes = tuple(f"pattern {label}" for label in range(SyntheticSource.CLASSES))
+    else:
+        raise InputError(
+            f"no dataset {name!r}; data.name is digits, tfds:NAME, folder or synthetic"
+        )
+    mean, std = _STATISTICS.get(name, (_IMAGENET_MEAN, _IMAGENET_STD))
+    return Dataset(train, test, classes, len(mean), mean, std)
+
+
+Parts = tuple[Source, Source | None, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """Images in memory: ``images`` ``[N, H, W, C]`` uint8 and ``labels`` ``[N]``."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(image=self.images[index], label=int(self.labels[index]), name=f"image {index}")
+
+
+def _digits() -> Parts:
+    """Scikit-learn's 1,797 handwritten digits, 8x8: 1,437 to train on and always the same 360 to test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+    order = np.random.default_rng(0).permutation(len(images))
+    test, train = order[:360], order[360:]
+    names = tuple(str(name) for name in digits.target_names)
+    return (
+        ArraySource(images[train], digits.target[train]),
+        ArraySource(images[test], digits.target[test]),
+        names,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticSource:
+    """Noise over one of ten fixed patterns: something to learn that needs no files.
+
+    Each image is a function of the seed and its position alone.
+    """
+
+    CLASSES = 10
+    length: int
+    size: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Record:
+        label = index % self.CLASSES
+        waves = np.random.default_rng(label).uniform(-2, 2, (3, 2))
+        grid = np.linspace(0, np.pi, self.size, dtype=np.float32)
+        phase = grid[:, None, None] * waves[:, 0] + grid[None, :, None] * waves[:, 1]
+        noise = np.random.default_rng((self.seed, index)).standard_normal(phase.shape, np.float32)
+        image = 127.5 + 45 * np.sin(phase) + 45 * noise
+        return Record(
+            image=np.clip(image, 0, 255).astype(np.uint8), label=label, name=f"synthetic {index}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """Image files, still encoded, with their classes."""
+
+    files: tuple[tuple[str, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Record:
+        path, label = self.files[index]
+        try:
+            return Record(image=Path(path).read_bytes(), label=label, name=path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _folders(directory: str, test_directory: str) -> Parts:
+    names = _subfolders(directory, "data.dir")
+    train = _image_files(directory, names, "data.dir")
+    if not test_directory:
+        return train, None, names
+    for name in _subfolders(test_directory, "data.test_dir"):
+        if name not in names:
+            raise InputError(f"{test_directory} has a class {name!r} that {directory} has not")
+    return train, _image_files(test_directory, names, "data.test_dir"), names
+
+
+def _subfolders(directory: str, field: str) -> tuple[str, ...]:
+    wanted = f"{field} takes a folder that holds one folder of images a class"
+    if not directory:
+        raise InputError(f"no {field}: {wanted}")
+    if not os.path.isdir(directory):
+        raise InputError(f"no folder {directory}: {wanted}")
+    names = tuple(sorted(entry.name for entry in os.scandir(directory) if entry.is_dir()))
+    if not names:
+        raise InputError(f"no folders in {directory}: {wanted}")
+    return names
+
+
+def _image_files(directory: str, names: tuple[str, ...], field: str) -> FolderSource:
+    files = []
+    for label, name in enumerate(names):
+        folder = Path(directory, name)
+        if folder.is_dir():
+            files += [
+                (str(path), label)
+                for path in sorted(folder.iterdir())
+                if path.suffix.lower() in _IMAGE_SUFFIXES
+            ]
+    if not files:
+        raise InputError(
+            f"no images in the {len(names)} folders of {directory}: {field} takes a folder that holds "
+            f"one folder a class of {', '.join(sorted(_IMAGE_SUFFIXES))} files"
+        )
+    return FolderSource(tuple(files))
+
+
+@dataclasses.dataclass(frozen=True)
+class TFDSSource:
+    """A split of a dataset that TFDS prepared as ArrayRecord, images still encoded."""
+
+    name: str
+    split: str
+    records: Any
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.records[index]
+        return Record(
+            image=record["image"],
+            label=int(record["label"]),
+            name=f"{self.name}, {self.split}, record {index}",
+        )
+
+
+def _tfds(name: str, directory: str) -> Parts:
+    import tensorflow_datasets as tfds
+
+    if directory and not os.path.isdir(directory):
+        raise InputError(f"no folder {directory}: data.dir takes the data directory of TFDS")
+    where = directory or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    try:
+        builder = tfds.builder(name, data_dir=directory or None)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise InputError(f"TFDS knows no dataset {name!r}, and there is none in {where}") from error
+    if not builder.info.splits:
+        raise InputError(f"dataset {name!r} is not prepared in {where}: data.dir takes the folder that holds {name}/")
+    test = next((split for split in ("test", "validation") if split in builder.info.splits), None)
+    features = builder.info.features
+    if "image" not in features or "label" not in features:
+        raise InputError(
+            f"dataset {name!r} has {', '.join(features)}; training needs an image and a label"
+        )
+
+    def split(which: str) -> TFDSSource:
+        try:
+            records = builder.as_data_source(
+                which, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+        except NotImplementedError as error:
+            raise InputError(
+                f"dataset {name!r} in {where} is not prepared as ArrayRecord, the format of TFDS "
+                "that can be read at any position without TensorFlow: prepare it with "
+                "file_format='array_record'"
+            ) from error
+        return TFDSSource(name, which, records)
+
+    classes = tuple(features["label"].names)
+    return split("train"), split(test) if test else None, classes
+
+

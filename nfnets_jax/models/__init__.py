@@ -1,0 +1,1 @@
+"""Network architectures as Haiku modules, one family a file; ``registry`` gives them by name."""

@@ -1,0 +1,238 @@
+"""What normalizer-free networks are built of.
+
+Each module owns its parameters, in float32, and hands them out through ``weights``: the arrays that
+the computation uses, already standardized and in the compute dtype. What is then done with them is
+a plain function. The split lets a network prepare its weights once and use them many times.
+
+References: "NF-ResNets" is Brock et al. 2021a, arXiv:2101.08692; "NFNets" Brock et al. 2021b,
+arXiv:2102.06171.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nfnets_jax.models.convolution import conv2d
+
+Activation = Callable[[jax.Array], jax.Array]
+
+_UNSCALED: Mapping[str, Activation] = MappingProxyType({
+    "identity": lambda x: x,
+    "celu": jax.nn.celu,
+    "elu": jax.nn.elu,
+    "gelu": jax.nn.gelu,
+    "glu": jax.nn.glu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "log_softmax": jax.nn.log_softmax,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "selu": jax.nn.selu,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "soft_sign": jax.nn.soft_sign,
+    "softplus": jax.nn.softplus,
+    "tanh": jnp.tanh,
+})
+
+# 1 / std(f(z)) for z ~ N(0, 1): the constants that the published parameters were trained with.
+# Each was sampled, so the fourth digit differs from the integral's.
+ACTIVATION_GAINS: Mapping[str, float] = MappingProxyType({
+    "identity": 1.0,
+    "celu": 1.270926833152771,
+    "elu": 1.2716004848480225,
+    "gelu": 1.7015043497085571,
+    "glu": 1.8484294414520264,
+    "leaky_relu": 1.70590341091156,
+    "log_sigmoid": 1.9193484783172607,
+    "log_softmax": 1.0002083778381348,
+    "relu": 1.7139588594436646,
+    "relu6": 1.7131484746932983,
+    "selu": 1.0008515119552612,
+    "sigmoid": 4.803835391998291,
+    "silu": 1.7881293296813965,
+    "soft_sign": 2.338853120803833,
+    "softplus": 1.9203323125839233,
+    "tanh": 1.5939117670059204,
+})
+
+
+def scaled_activation(name: str) -> Activation:
+    """A nonlinearity that maps unit Gaussian input to unit variance (NF-ResNets, section 4.3).
+
+    Args:
+      name: a key of ``ACTIVATION_GAINS``. ``gelu`` is the tanh approximation, as published;
+        ``glu`` halves the channels.
+
+    Returns:
+      ``x -> gain * f(x)``, elementwise but for ``glu`` and ``log_softmax``, which work on the last
+      axis. The dtype of ``x`` is kept.
+
+    Raises:
+      ValueError: no such activation.
+    """
+    if name not in _UNSCALED:
+        raise ValueError(f"no activation {name!r}; there are {', '.join(sorted(_UNSCALED))}")
+    function, gain = _UNSCALED[name], ACTIVATION_GAINS[name]
+    return lambda x: function(x) * jnp.asarray(gain, x.dtype)
+
+
+def standardize(kernel: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
+    """Scaled weight standardization (NF-ResNets, section 4.2).
+
+    Every output unit's weights get mean 0 and variance ``gain**2 / fan_in``, so that a convolution
+    of unit-variance inputs gives outputs of variance ``gain**2`` and no mean shift.
+
+    Args:
+      kernel: ``[..., O]`` float32; the last axis counts the output units.
+      gain: ``[O]`` float32.
+      eps: lower bound of ``variance * fan_in``.
+
+    Returns:
+      The standardized kernel, shape and dtype of ``kernel``.
+    """
+    axes = tuple(range(kernel.ndim - 1))
+    fan_in = kernel.size // kernel.shape[-1]
+    variance, mean = jnp.var(kernel, axes), jnp.mean(kernel, axes)
+    scale = gain * lax.rsqrt(jnp.maximum(variance * fan_in, eps))
+    return kernel * scale - mean * scale
+
+
+class Affine(NamedTuple):
+    """A linear map as it is applied: ``kernel`` is ``[h, w, I, O]`` or ``[I, O]``, ``bias`` ``[O]``."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+
+class WSConv2D(hk.Module):
+    """Convolution with scaled weight standardization, a gain and a bias a channel.
+
+    Parameters, all float32: ``w`` ``[k, k, I / groups, O]``, ``gain`` ``[O]``, ``bias`` ``[O]``.
+    The kernel is standardized in float32 whatever the compute dtype.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        output_channels: int,
+        kernel_size: int,
+        groups: int = 1,
+        name: str | None = None,
+    ):
+        super().__init__(name)
+        if input_channels % groups or output_channels % groups:
+            raise ValueError(
+                f"{groups} groups do not divide {input_channels} input channels and "
+                f"{output_channels} output channels"
+            )
+        self._kernel_shape = (kernel_size, kernel_size, input_channels // groups, output_channels)
+
+    def weights(self, dtype: jnp.dtype) -> Affine:
+        """The standardized kernel and the bias, in ``dtype``."""
+        channels = self._kernel_shape[-1:]
+        initial = hk.initializers.VarianceScaling(1.0, "fan_in", "normal")
+        kernel = hk.get_parameter("w", self._kernel_shape, init=initial)
+        gain = hk.get_parameter("gain", channels, init=jnp.ones)
+        bias = hk.get_parameter("bias", channels, init=jnp.zeros)
+        return Affine(standardize(kernel, gain).astype(dtype), bias.astype(dtype))
+
+
+class Linear(hk.Module):
+    """A matrix ``w`` ``[I, O]`` and a bias ``b`` ``[O]``, float32."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        w_init: hk.initializers.Initializer | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(name)
+        self._shape = (input_size, output_size)
+        self._w_init = w_init or hk.initializers.TruncatedNormal(input_size**-0.5)
+
+    def weights(self, dtype: jnp.dtype) -> Affine:
+        """The matrix and the bias, in ``dtype``."""
+        kernel = hk.get_parameter("w", self._shape, init=self._w_init)
+        bias = hk.get_parameter("b", self._shape[1:], init=jnp.zeros)
+        return Affine(kernel.astype(dtype), bias.astype(dtype))
+
+
+class SqueezeExcite(hk.Module):
+    """The two layers that weigh channels by what all pixels say (Hu et al. 2018, arXiv:1709.01507)."""
+
+    def __init__(self, channels: int, ratio: float, name: str | None = None):
+        super().__init__(name)
+        hidden = max(1, int(channels * ratio))
+        self._squeeze = Linear(channels, hidden, name="linear")
+        self._excite = Linear(hidden, channels, name="linear_1")
+
+    def weights(self, dtype: jnp.dtype) -> tuple[Affine, Affine]:
+        """The weights of the squeezing and of the exciting layer, in ``dtype``."""
+        return self._squeeze.weights(dtype), self._excite.weights(dtype)
+
+
+def convolve(weights: Affine, x: jax.Array, stride: int = 1) -> jax.Array:
+    """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), O]``, ``SAME`` padding."""
+    return conv2d(x, weights.kernel, stride) + weights.bias
+
+
+def linear(weights: Affine, x: jax.Array) -> jax.Array:
+    """``[N, I]`` to ``[N, O]``."""
+    return x @ weights.kernel + weights.bias
+
+
+def squeeze_excite(weights: tuple[Affine, Affine], x: jax.Array) -> jax.Array:
+    """Scales the channels of ``x`` ``[N, H, W, C]`` by twice a sigmoid gate.
+
+    The factor two makes up for the gate's mean of one half (NF-ResNets, section 4.4).
+    """
+    squeeze, excite = weights
+    pooled = jnp.mean(x, axis=(1, 2))
+    gate = jax.nn.sigmoid(linear(excite, jax.nn.relu(linear(squeeze, pooled))))
+    return x * (2 * gate)[:, None, None, :]
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """Halves height and width of ``[N, H, W, C]`` by the mean over 2x2 windows.
+
+    Of an odd height or width the last window holds what is left, and its mean is over that.
+    """
+    examples, height, width, channels = x.shape
+    rows, columns = -(-height // 2), -(-width // 2)
+    padded = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    windows = padded.reshape(examples, rows, 2, columns, 2, channels)
+    pixels = np.minimum(2, height - 2 * np.arange(rows))[:, None] * np.minimum(
+        2, width - 2 * np.arange(columns)
+    )
+    return jnp.sum(windows, axis=(2, 4)) / pixels[:, :, None].astype(x.dtype)
+
+
+def survivors(keys: jax.Array, rates: jax.Array) -> jax.Array:
+    """Which residual branches stochastic depth keeps (Huang et al. 2016, arXiv:1603.09382).
+
+    Args:
+      keys: ``[N]`` random keys, one an example.
+      rates: ``[B]`` float32 probabilities of dropping each block's branch.
+
+    Returns:
+      ``[B, N]`` booleans.
+    """
+    draws = jax.vmap(lambda key: jax.random.uniform(key, rates.shape))(keys)
+    return (draws >= rates).T
+
+
+def dropout(keys: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+    """Zeroes features of ``x`` ``[N, C]`` with probability ``rate`` and scales the rest by its inverse.
+
+    ``keys`` ``[N]`` are random keys, one an example.
+    """
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0)

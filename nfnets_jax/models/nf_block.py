@@ -1,0 +1,113 @@
+"""The normalizer-free residual block, the one that every normalizer-free network is made of.
+
+``x -> shortcut(x) + alpha * skip_gain * branch(act(x) * beta)`` (NF-ResNets, section 3; the second
+3x3 convolution and the skip gain are of NFNets, section 5). ``beta`` is one over the standard
+deviation that the input has at initialization, known without looking at data: a block adds
+``alpha**2`` to the variance of what it is given, and a transition block, whose shortcut starts from
+the activated input, begins again at one.
+"""
+
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnets_jax.models import layers
+
+
+class BlockWeights(NamedTuple):
+    """All arrays that one block's computation needs."""
+
+    convolutions: tuple[layers.Affine, ...]
+    squeeze_excite: tuple[layers.Affine, layers.Affine]
+    skip_gain: jax.Array
+    shortcut: layers.Affine | None
+
+
+class NFBlock(hk.Module):
+    """The parameters of one block: bottleneck of 1x1, two grouped 3x3 and 1x1 convolutions.
+
+    A transition block, one that changes the resolution or the number of channels, has a 1x1
+    convolution on its shortcut too. ``skip_gain`` is a scalar that starts at zero, so that the
+    network starts as its shortcuts (SkipInit, De and Smith 2020, arXiv:2002.10444).
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        output_channels: int,
+        *,
+        stride: int,
+        expansion: float,
+        group_size: int,
+        se_ratio: float,
+        name: str | None = None,
+    ):
+        super().__init__(name)
+        groups = max(1, int(output_channels * expansion) // group_size)
+        width = groups * group_size
+        self.stride = stride
+        self.is_transition = stride > 1 or input_channels != output_channels
+        self._convolutions = (
+            layers.WSConv2D(input_channels, width, 1, name="conv0"),
+            layers.WSConv2D(width, width, 3, groups, name="conv1"),
+            layers.WSConv2D(width, width, 3, groups, name="conv1b"),
+            layers.WSConv2D(width, output_channels, 1, name="conv2"),
+        )
+        self._shortcut = (
+            layers.WSConv2D(input_channels, output_channels, 1, name="conv_shortcut")
+            if self.is_transition
+            else None
+        )
+        self._squeeze_excite = layers.SqueezeExcite(output_channels, se_ratio, "squeeze_excite")
+
+    def weights(self, dtype: jnp.dtype) -> BlockWeights:
+        """The block's arrays in ``dtype``, kernels standardized."""
+        return BlockWeights(
+            convolutions=tuple(convolution.weights(dtype) for convolution in self._convolutions),
+            squeeze_excite=self._squeeze_excite.weights(dtype),
+            skip_gain=hk.get_parameter("skip_gain", (), init=jnp.zeros).astype(dtype),
+            shortcut=self._shortcut.weights(dtype) if self._shortcut else None,
+        )
+
+
+def nf_block(
+    weights: BlockWeights,
+    x: jax.Array,
+    *,
+    activation: layers.Activation,
+    alpha: float,
+    beta: float,
+    stride: int = 1,
+    keep: jax.Array | None = None,
+) -> jax.Array:
+    """Applies one block.
+
+    Args:
+      weights: of ``NFBlock.weights``, in the dtype of ``x``.
+      x: ``[N, H, W, I]``.
+      activation: scaled to unit variance.
+      alpha: standard deviation of what the branch adds, for a skip gain of one.
+      beta: one over the expected standard deviation of ``x``.
+      stride: of the first 3x3 convolution; 2 halves the resolution.
+      keep: ``[N]`` booleans, which examples keep the branch (stochastic depth); None keeps all. As
+        in the published networks a kept branch is not scaled up.
+
+    Returns:
+      ``[N, ceil(H / stride), ceil(W / stride), O]``.
+    """
+    reduce, *spatial, expand = weights.convolutions
+    activated = activation(x) * beta
+    shortcut = x
+    if weights.shortcut is not None:
+        pooled = layers.average_pool(activated) if stride > 1 else activated
+        shortcut = layers.convolve(weights.shortcut, pooled)
+    branch = layers.convolve(reduce, activated)
+    for index, convolution in enumerate(spatial):
+        branch = layers.convolve(convolution, activation(branch), stride if index == 0 else 1)
+    branch = layers.convolve(expand, activation(branch))
+    branch = layers.squeeze_excite(weights.squeeze_excite, branch) * (alpha * weights.skip_gain)
+    if keep is not None:
+        branch = jnp.where(keep[:, None, None, None], branch, 0)
+    return shortcut + branch

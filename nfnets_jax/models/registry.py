@@ -1,0 +1,139 @@
+"""Models by name."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnets_jax.errors import InputError, nearest
+from nfnets_jax.models import nfnet
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+_Module = Callable[..., hk.Module]
+_REGISTRY: Mapping[str, tuple[_Module, Any]] = {
+    name: (nfnet.NFNet, config) for name, config in nfnet.VARIANTS.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network as two pure functions.
+
+    Attributes:
+      name: the name it was created by.
+      num_classes: length of the logits.
+      config: the variant's settings, overrides applied.
+    """
+
+    name: str
+    num_classes: int
+    config: Any
+    _transformed: Callable[[int], hk.TransformedWithState]
+
+    def init(
+        self, rng: jax.Array, images: jax.Array, is_training: bool = True
+    ) -> tuple[hk.MutableParams, hk.MutableState]:
+        """New parameters and state.
+
+        Args:
+          rng: one random key.
+          images: ``[N, H, W, C]`` floats; only the shape matters.
+          is_training: accepted as ``apply`` has it; makes no difference.
+
+        Returns:
+          ``{module: {parameter: float32 array}}`` and the state, which is empty for networks
+          without running statistics.
+        """
+        del is_training
+        return self._transformed(images.shape[-1]).init(rng, images, None)
+
+    def apply(
+        self,
+        params: hk.Params,
+        state: hk.State,
+        rng: jax.Array | None,
+        images: jax.Array,
+        is_training: bool,
+    ) -> tuple[dict[str, jax.Array], hk.MutableState]:
+        """Runs the network.
+
+        Args:
+          params, state: as ``init`` gives them.
+          rng: the randomness of stochastic depth and dropout: one key, or ``[N]`` keys, one an
+            example, so that what happens to an example does not depend on the batch it is in. Not
+            needed, and may be None, if ``is_training`` is false or the model has neither.
+          images: ``[N, H, W, C]`` floats, normalized.
+          is_training: whether stochastic depth and dropout are on.
+
+        Returns:
+          ``{"logits": [N, num_classes], "pool": [N, features], ...}``, float32, and the state.
+        """
+        keys = None if rng is None or not is_training else _example_keys(rng, len(images))
+        return self._transformed(images.shape[-1]).apply(params, state, None, images, keys)
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    *,
+    features: bool = False,
+    precision: str = "float32",
+    **overrides: Any,
+) -> Model:
+    """The model called ``name``.
+
+    Args:
+      name: one of ``list_models()``.
+      num_classes: length of the logits.
+      features: whether the outputs also hold those of the stages, ``"stage_1"`` ...
+      precision: ``"float32"`` or ``"bfloat16"``, what is computed in. Parameters, weight
+        standardization, pooling and logits are float32 in either.
+      **overrides: fields of the variant's settings to replace, such as ``dropout_rate=0.0``.
+
+    Raises:
+      InputError: no such model, precision or field; the message names the nearest ones.
+
+    Example:
+      >>> model = create_model("nfnet_micro", num_classes=10)
+      >>> images = jnp.zeros((1, 8, 8, 1))
+      >>> params, state = model.init(jax.random.key(0), images)
+      >>> outputs, state = model.apply(params, state, None, images, is_training=False)
+      >>> outputs["logits"].shape
+      (1, 10)
+    """
+    if name not in _REGISTRY:
+        raise InputError(f"no model {name!r}; {nearest(name, _REGISTRY)}")
+    if precision not in PRECISIONS:
+        raise InputError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
+    module, config = _REGISTRY[name]
+    fields = [field.name for field in dataclasses.fields(config)]
+    for override in overrides:
+        if override not in fields:
+            raise InputError(f"{name} has no setting {override!r}; {nearest(override, fields)}")
+    config = dataclasses.replace(config, **overrides)
+
+    def transformed(input_channels: int) -> hk.TransformedWithState:
+        def network(images: jax.Array, keys: jax.Array | None) -> dict[str, jax.Array]:
+            dtype = PRECISIONS[precision]
+            return module(config, num_classes, input_channels, dtype, features)(images, keys)
+
+        return hk.transform_with_state(network)
+
+    return Model(name, num_classes, config, transformed)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that ``create_model`` knows, those that match a shell-style pattern (``"nfnet_f?"``)."""
+    return fnmatch.filter(_REGISTRY, pattern)
+
+
+def _example_keys(rng: jax.Array, examples: int) -> jax.Array:
+    """``[N]`` typed keys from one key or from as many, typed or raw."""
+    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        rng = jax.random.wrap_key_data(rng)
+    return jax.random.split(rng, examples) if rng.ndim == 0 else rng

@@ -1,0 +1,1 @@
+"""Training: recipe, objective, one update, checkpoints, reports, and the loop that joins them."""

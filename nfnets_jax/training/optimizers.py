@@ -1,0 +1,32 @@
+"""The papers' training recipe as a schedule and an optax transformation."""
+
+import ml_collections
+import optax
+
+from nfnets_jax import optax_agc
+
+
+def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Linear warm-up to ``base_learning_rate * batch_size / 256``, then a cosine to zero.
+
+    The linear scaling is of Goyal et al. 2017, arXiv:1706.02677, the schedule of NFNets, section
+    6.1. ``optimizer.warmup_fraction`` is the warm-up's share of ``num_steps``.
+    """
+    peak = config.optimizer.base_learning_rate * config.batch_size / 256
+    warmup_steps = round(config.optimizer.warmup_fraction * config.num_steps)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, config.num_steps)
+
+
+def create_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum, weight decay and AGC by ``config.optimizer``."""
+    settings = config.optimizer
+    return optax_agc.sgd_agc(
+        learning_rate(config),
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        clipping=settings.clipping,
+        eps=settings.clipping_eps,
+    )
+
+

@@ -1,0 +1,156 @@
+"""One update and one evaluation of a batch, the same on every device, by ``jax.pmap``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from nfnets_jax.data.pipeline import Batch
+from nfnets_jax.data.sources import Dataset
+from nfnets_jax.models.registry import Model
+from nfnets_jax.training import objective
+
+_AXIS = "devices"
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that an update changes, and the key that its randomness comes from."""
+
+    step: chex.ArrayTree
+    key: chex.ArrayTree
+    params: chex.ArrayTree
+    model_state: chex.ArrayTree
+    opt_state: chex.ArrayTree
+    ema_params: chex.ArrayTree
+
+
+def create_state(
+    model: Model, optimizer: optax.GradientTransformation, images_shape: Sequence[int], seed: int
+) -> TrainState:
+    """A new state, on the default device.
+
+    ``images_shape`` is ``[N, H, W, C]``, of which only the channels matter.
+    """
+
+    @jax.jit
+    def create(key: jax.Array) -> TrainState:
+        init_key, train_key = jax.random.split(key)
+        params, model_state = model.init(init_key, jnp.zeros(images_shape))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=jax.random.key_data(train_key),
+            params=params,
+            model_state=model_state,
+            opt_state=optimizer.init(params),
+            ema_params=params,
+        )
+
+    return create(jax.random.key(seed))
+
+
+def make_update(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    dataset: Dataset,
+    *,
+    label_smoothing: float,
+    ema_decay: float,
+    devices: Sequence[jax.Device],
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """An update of replicated states by batches that are split over devices.
+
+    Gradients are averaged over the devices before they are clipped, as if the batch had been on
+    one. Random numbers belong to an example's place in the global batch: they, too, are the same on
+    any number of devices.
+
+    Returns:
+      ``(state, batch) -> (state, metrics)``; the state given is donated. The batch comes from
+      ``split``. ``metrics`` has ``loss``, ``top1`` and ``grad_norm`` (before clipping), equal on all
+      devices.
+    """
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        images = objective.normalize(batch["image"], dataset.mean, dataset.std)
+        keys = _example_keys(state, len(images))
+
+        def loss_fn(params: chex.ArrayTree) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+            outputs, model_state = model.apply(params, state.model_state, keys, images, True)
+            losses = objective.cross_entropy(outputs["logits"], batch["label"], label_smoothing)
+            return jnp.mean(losses), (model_state, outputs["logits"])
+
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (model_state, logits)), grads = gradient(state.params)
+        top1 = jnp.mean(objective.in_top(logits, batch["label"], 1))
+        grads, model_state, loss, top1 = lax.pmean((grads, model_state, loss, top1), _AXIS)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        new_state = TrainState(
+            step=state.step + 1,
+            key=state.key,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+        )
+        return new_state, {"loss": loss, "top1": top1, "grad_norm": optax.global_norm(grads)}
+
+    return jax.pmap(update, axis_name=_AXIS, devices=devices, donate_argnums=0)
+
+
+def make_evaluate(
+    model: Model, dataset: Dataset, *, devices: Sequence[jax.Device]
+) -> Callable[[chex.ArrayTree, chex.ArrayTree, Batch], Metrics]:
+    """Sums of metrics over a batch's real examples.
+
+    Returns:
+      ``(params, model_state, batch) -> sums`` of replicated parameters and a batch from ``split``,
+      with ``loss`` (no smoothing), ``top1``, ``top5`` and ``examples``, equal on all devices.
+    """
+
+    def evaluate(params: chex.ArrayTree, model_state: chex.ArrayTree, batch: Batch) -> Metrics:
+        images = objective.normalize(batch["image"], dataset.mean, dataset.std)
+        outputs, _ = model.apply(params, model_state, None, images, False)
+        logits, labels = outputs["logits"], batch["label"]
+        figures = {
+            "loss": objective.cross_entropy(logits, labels),
+            "top1": objective.in_top(logits, labels, 1),
+            "top5": objective.in_top(logits, labels, 5),
+            "examples": jnp.ones(len(labels)),
+        }
+        sums = {name: jnp.sum(values * batch["mask"]) for name, values in figures.items()}
+        return lax.psum(sums, _AXIS)
+
+    return jax.pmap(evaluate, axis_name=_AXIS, devices=devices)
+
+
+def replicate(tree: chex.ArrayTree, devices: Sequence[jax.Device]) -> chex.ArrayTree:
+    """A copy of the tree on each device, as ``pmap`` takes it: with one leading axis more."""
+    return jax.pmap(lambda _, leaves: leaves, in_axes=(0, None), devices=devices)(
+        np.arange(len(devices)), tree
+    )
+
+
+def fetch(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """The first device's copy of a replicated tree, as arrays of the host's own memory."""
+    return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], tree)
+
+
+def split(batch: Batch, devices: int) -> Batch:
+    """One host's batch ``[B, ...]`` as ``[devices, B / devices, ...]``."""
+    return jax.tree.map(lambda array: array.reshape(devices, -1, *array.shape[1:]), batch)
+
+
+def _example_keys(state: TrainState, examples: int) -> jax.Array:
+    """A key for each of this device's examples, by the step and the place in the global batch."""
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    places = lax.axis_index(_AXIS) * examples + jnp.arange(examples)
+    return jax.vmap(jax.random.fold_in, (None, 0))(step_key, places)

@@ -1,0 +1,45 @@
+"""The package and what each use of it needs."""
+
+from setuptools import find_packages, setup
+
+LIBRARY = [
+    "jax>=0.8",
+    "dm-haiku>=0.0.14",
+    "optax>=0.2.4",
+    "chex>=0.1.88",
+    "numpy>=1.26",
+]
+TRAINING = [
+    "absl-py>=2.1",
+    "grain>=0.2.10",
+    "matplotlib>=3.8",
+    "ml-collections>=1.0",
+    "opencv-python-headless>=4.9",
+    "orbax-checkpoint>=0.11.20",
+    "rich>=13.7",
+    "scikit-learn>=1.4",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.7",
+]
+DEVELOPMENT = ["mypy>=1.11", "pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.6"]
+
+setup(
+    name="nfnets_jax",
+    version="0.1.0",
+    description="Normalizer-free networks and adaptive gradient clipping in JAX",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["nfnets_jax*"]),
+    package_data={"nfnets_jax": ["py.typed"]},
+    install_requires=LIBRARY,
+    extras_require={"train": TRAINING, "dev": TRAINING + DEVELOPMENT},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Typing :: Typed",
+    ],
+)
