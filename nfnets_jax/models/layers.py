@@ -8,6 +8,7 @@ References: "NF-ResNets" is Brock et al. 2021a, arXiv:2101.08692; "NFNets" Brock
 arXiv:2102.06171.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from nfnets_jax.models.convolution import conv2d
+from nfnets_jax.models.initialization import Normal
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -137,7 +139,7 @@ class WSConv2D(hk.Module):
     def weights(self, dtype: jnp.dtype) -> Affine:
         """The standardized kernel and the bias, in ``dtype``."""
         channels = self._kernel_shape[-1:]
-        initial = hk.initializers.VarianceScaling(1.0, "fan_in", "normal")
+        initial = Normal(math.prod(self._kernel_shape[:-1]) ** -0.5)
         kernel = hk.get_parameter("w", self._kernel_shape, init=initial)
         gain = hk.get_parameter("gain", channels, init=jnp.ones)
         bias = hk.get_parameter("bias", channels, init=jnp.zeros)
@@ -145,22 +147,25 @@ class WSConv2D(hk.Module):
 
 
 class Linear(hk.Module):
-    """A matrix ``w`` ``[I, O]`` and a bias ``b`` ``[O]``, float32."""
+    """A matrix ``w`` ``[I, O]`` and a bias ``b`` ``[O]``, float32.
+
+    ``w`` starts Gaussian, with standard deviation ``std`` or else ``I ** -0.5``; ``b`` at zero.
+    """
 
     def __init__(
         self,
         input_size: int,
         output_size: int,
-        w_init: hk.initializers.Initializer | None = None,
+        std: float | None = None,
         name: str | None = None,
     ):
         super().__init__(name)
         self._shape = (input_size, output_size)
-        self._w_init = w_init or hk.initializers.TruncatedNormal(input_size**-0.5)
+        self._std = input_size**-0.5 if std is None else std
 
     def weights(self, dtype: jnp.dtype) -> Affine:
         """The matrix and the bias, in ``dtype``."""
-        kernel = hk.get_parameter("w", self._shape, init=self._w_init)
+        kernel = hk.get_parameter("w", self._shape, init=Normal(self._std))
         bias = hk.get_parameter("b", self._shape[1:], init=jnp.zeros)
         return Affine(kernel.astype(dtype), bias.astype(dtype))
 

@@ -151,9 +151,7 @@ class NFNet(hk.Module):
             self._stages.append(stage)
         final_channels = config.final_expansion * channels
         self._final_conv = layers.WSConv2D(channels, final_channels, 1, name="final_conv")
-        self._linear = layers.Linear(
-            final_channels, num_classes, hk.initializers.RandomNormal(0.01), name="linear"
-        )
+        self._linear = layers.Linear(final_channels, num_classes, std=0.01, name="linear")
 
     def __call__(self, images: jax.Array, keys: jax.Array | None = None) -> dict[str, jax.Array]:
         """Classifies images.

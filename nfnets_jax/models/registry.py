@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.models import nfnet
+from nfnets_jax.models.initialization import init_params
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -33,7 +34,7 @@ class Model:
     name: str
     num_classes: int
     config: Any
-    _transformed: Callable[[int], hk.TransformedWithState]
+    _network: Callable[[jax.Array, jax.Array | None], dict[str, jax.Array]]
 
     def init(
         self, rng: jax.Array, images: jax.Array, is_training: bool = True
@@ -50,7 +51,7 @@ class Model:
           without running statistics.
         """
         del is_training
-        return self._transformed(images.shape[-1]).init(rng, images, None)
+        return init_params(self._network, rng, images, None), {}
 
     def apply(
         self,
@@ -74,7 +75,7 @@ class Model:
           ``{"logits": [N, num_classes], "pool": [N, features], ...}``, float32, and the state.
         """
         keys = None if rng is None or not is_training else _example_keys(rng, len(images))
-        return self._transformed(images.shape[-1]).apply(params, state, None, images, keys)
+        return hk.transform_with_state(self._network).apply(params, state, None, images, keys)
 
 
 def create_model(
@@ -117,14 +118,11 @@ def create_model(
             raise InputError(f"{name} has no setting {override!r}; {nearest(override, fields)}")
     config = dataclasses.replace(config, **overrides)
 
-    def transformed(input_channels: int) -> hk.TransformedWithState:
-        def network(images: jax.Array, keys: jax.Array | None) -> dict[str, jax.Array]:
-            dtype = PRECISIONS[precision]
-            return module(config, num_classes, input_channels, dtype, features)(images, keys)
+    def network(images: jax.Array, keys: jax.Array | None) -> dict[str, jax.Array]:
+        channels = images.shape[-1]
+        return module(config, num_classes, channels, PRECISIONS[precision], features)(images, keys)
 
-        return hk.transform_with_state(network)
-
-    return Model(name, num_classes, config, transformed)
+    return Model(name, num_classes, config, network)
 
 
 def list_models(pattern: str = "*") -> list[str]:

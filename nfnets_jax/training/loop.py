@@ -87,12 +87,20 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         if step == config.num_steps and summary.exists():
             print(f"{workdir} is finished, all {step} steps of it: delete it to train anew")
             return json.loads(summary.read_text(encoding="utf-8"))
-        log = reporting.MetricsLog(workdir, step)
-        progress = reporting.Progress(config.num_steps, step)
-        with contextlib.closing(log), contextlib.closing(progress):
-            progress.say(run.description)
-            state, seconds = _train_steps(run, step, saved, log, progress, workdir)
-    result = _summary(run, state, log.rows, seconds)
+        report = reporting.Reporter(workdir, step, config.num_steps, config.batch_size)
+        with contextlib.closing(report):
+            report.say(run.description)
+            state, seconds = _train_steps(run, step, saved, report)
+        result = {
+            "model": config.model.name,
+            "data": config.data.name,
+            "steps": int(state.step),
+            "seconds": round(seconds, 1),
+            "train": report.last("train"),
+            "test": report.last("test"),
+            "params_sha256": reporting.params_sha256(state.params),
+            **reporting.environment(run.devices),
+        }
     reporting.write_json(summary, result)
     return result
 
@@ -208,24 +216,23 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _train_steps(
-    run: _Run,
-    step: int,
-    saved: Checkpoints,
-    log: reporting.MetricsLog,
-    progress: reporting.Progress,
-    workdir: Path,
+    run: _Run, done: int, saved: Checkpoints, report: reporting.Reporter
 ) -> tuple[TrainState, float]:
-    """Takes the steps from ``step`` on; the final state, on the host, and the seconds it all took."""
+    """Takes the steps after the first ``done``.
+
+    Returns:
+      The final state, on the host, and the seconds that the whole run took, earlier starts included.
+    """
     config, start = run.config, time.monotonic()
     batches = pipeline.read_ahead(run.train_batches, config.data.num_workers)
-    if step:
-        host_state, position = saved.restore(step, jax.eval_shape(run.create_state))
+    if done:
+        host_state, position = saved.restore(done, jax.eval_shape(run.create_state))
         batches.set_state(position["data"])
         start -= position["seconds"]
-        progress.say(f"resumed at step {step} from {workdir / 'checkpoints'}")
+        report.say(f"resumed at step {done}")
     else:
         host_state = run.create_state()
-    state = replicate(TrainState(*host_state), run.devices)
+    state = replicate(host_state, run.devices)
     update = make_update(
         run.model,
         run.optimizer,
@@ -238,45 +245,35 @@ def _train_steps(
     schedule = learning_rate(config)
 
     pending: list[Metrics] = []
-    window_start = time.monotonic()
     with contextlib.closing(batches), _signals() as received:
-        while step < config.num_steps:
+        for step in range(done + 1, config.num_steps + 1):
             state, metrics = update(state, split(next(batches), len(run.devices)))
-            step += 1
             pending.append(metrics)
+            if step == done + 1:
+                jax.block_until_ready(metrics)
+                report.compiled(step)
             jax.block_until_ready(pending[max(0, len(pending) - 1 - _STEPS_AHEAD)])
 
             last = step == config.num_steps
-            checkpoint_due = last or bool(received) or _due(step, config.checkpoint_every)
-            if checkpoint_due or _due(step, config.log_every):
-                figures = _mean(pending)
-                figures["learning_rate"] = float(schedule(step - 1))
-                now = time.monotonic()
-                figures["images_per_second"] = (
-                    config.batch_size * len(pending) / (now - window_start)
-                )
-                log.write(step, "train", figures)
-                progress.advance(step, _train_line(figures))
+            save = last or bool(received) or _due(step, config.checkpoint_every)
+            if save or _due(step, config.log_every):
+                figures = _mean(pending) | {"learning_rate": float(schedule(step - 1))}
                 pending = []
+                report.train(step, figures)
                 if not math.isfinite(figures["loss"]):
                     raise FloatingPointError(
                         f"the loss is {figures['loss']} at step {step}: lower "
                         "optimizer.base_learning_rate or optimizer.clipping"
                     )
-            if run.test_batches is not None and (last or _due(step, config.eval_every)):
-                figures = _evaluate(run, evaluate, state)
-                log.write(step, "test", figures)
-                reporting.plot_curves(log.rows, workdir / "curves.png")
-                progress.say(_test_line(step, figures))
-            if checkpoint_due:
-                host_state = fetch(state)
-                seconds = time.monotonic() - start
-                saved.save(step, host_state, {"data": batches.get_state(), "seconds": seconds})
+            with report.pause():
+                if run.test_batches is not None and (last or _due(step, config.eval_every)):
+                    report.test(step, _evaluate(run, evaluate, state))
+                if save:
+                    host_state = fetch(state)
+                    seconds = time.monotonic() - start
+                    saved.save(step, host_state, {"data": batches.get_state(), "seconds": seconds})
             if received:
                 raise Interrupted(received[0], step)
-            if not pending:
-                window_start = time.monotonic()
-    reporting.plot_curves(log.rows, workdir / "curves.png")
     return host_state, time.monotonic() - start
 
 
@@ -330,35 +327,3 @@ def _evaluate(run: _Run, evaluate: Any, state: TrainState) -> dict[str, float]:
     examples = totals.pop("examples")
     del totals["ema_examples"]
     return {name: total / examples for name, total in totals.items()} | {"examples": examples}
-
-
-def _train_line(figures: dict[str, float]) -> str:
-    return (
-        f"loss {figures['loss']:.4f}  top-1 {figures['top1']:.1%}  "
-        f"lr {figures['learning_rate']:.4f}  {figures['images_per_second']:,.0f} images/s"
-    )
-
-
-def _test_line(step: int, figures: dict[str, float]) -> str:
-    return (
-        f"test at step {step}: loss {figures['loss']:.4f}  top-1 {figures['top1']:.2%}; moving "
-        f"average: loss {figures['ema_loss']:.4f}  top-1 {figures['ema_top1']:.2%}"
-    )
-
-
-def _summary(
-    run: _Run, state: TrainState, rows: list[reporting.Row], seconds: float
-) -> dict[str, Any]:
-    def last(split: str) -> reporting.Row | None:
-        return next((row for row in reversed(rows) if row["split"] == split), None)
-
-    return {
-        "model": run.config.model.name,
-        "data": run.config.data.name,
-        "steps": int(state.step),
-        "seconds": round(seconds, 1),
-        "train": last("train"),
-        "test": last("test"),
-        "params_sha256": reporting.params_sha256(state.params),
-        **reporting.environment(run.devices),
-    }

@@ -1,13 +1,15 @@
 """What a run tells: lines on the terminal, ``metrics.jsonl``, TensorBoard, curves and a summary."""
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,51 +22,21 @@ import tensorboardX
 Row = dict[str, Any]
 
 
-class MetricsLog:
-    """The figures of a run by step: rows of ``metrics.jsonl``, and the same as TensorBoard scalars.
+class Reporter:
+    """Tells of a run as it goes: the terminal, ``metrics.jsonl``, TensorBoard, ``curves.png``.
 
-    A row is a JSON object with ``step`` (updates done), ``split`` and figures. Opened again at a
-    step, the log loses the rows after it, which the run is about to write anew.
+    A row of ``metrics.jsonl`` is a JSON object with ``step`` (updates done), ``split`` and figures.
+    Opened again at a step, the file loses the rows after it, which the run is about to write anew.
+    On a terminal a live bar shows where the run stands; elsewhere each row is a line.
     """
 
-    def __init__(self, workdir: Path, step: int):
-        self._path = workdir / "metrics.jsonl"
-        self.rows: list[Row] = [row for row in _complete_rows(self._path) if row["step"] <= step]
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._file = self._path.open("a", encoding="utf-8")
+    def __init__(self, workdir: Path, step: int, num_steps: int, batch_size: int):
+        self._workdir, self._num_steps, self._batch_size = workdir, num_steps, batch_size
+        path = workdir / "metrics.jsonl"
+        self.rows: list[Row] = [row for row in _complete_rows(path) if row["step"] <= step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._file = path.open("a", encoding="utf-8")
         self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
-
-    def write(self, step: int, split: str, figures: Mapping[str, float]) -> None:
-        """Adds a row; a figure that is not finite becomes null in the file, as JSON has no NaN."""
-        values = {name: float(value) for name, value in figures.items()}
-        finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        self.rows.append({"step": step, "split": split, **finite})
-        self._file.write(json.dumps(self.rows[-1]) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
-
-    def close(self) -> None:
-        """Writes out what is buffered."""
-        self._file.close()
-        self._tensorboard.close()
-
-
-def _complete_rows(path: Path) -> list[Row]:
-    """The rows of a file whose last line may have been cut off by a kill."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
-
-
-class Progress:
-    """Where a run stands: a live bar on a terminal, a line a report elsewhere."""
-
-    def __init__(self, num_steps: int, step: int):
-        self._num_steps = num_steps
-        self._first_step = step
-        self._start = time.monotonic()
         self._console = rich.console.Console(highlight=False, soft_wrap=True)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed}/{task.total}"),
@@ -75,22 +47,81 @@ class Progress:
         )
         self._task = self._bar.add_task("compiling", total=num_steps, completed=step)
         self._bar.start()
+        self._start_clock(step)
 
-    def advance(self, step: int, figures: str) -> None:
-        """Shows the figures of a step and the time left."""
-        pace = (time.monotonic() - self._start) / max(1, step - self._first_step)
+    def compiled(self, step: int) -> None:
+        """Tells that the first step, ``step``, is done; from now on its speed is counted."""
+        self.say(f"compiled in {time.monotonic() - self._start:.0f} s")
+        self._start_clock(step)
+
+    def _start_clock(self, step: int) -> None:
+        self._start, self._first_step = time.monotonic(), step
+        self._window_start, self._window_step = self._start, step
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keeps the time spent inside out of images a second."""
+        start = time.monotonic()
+        yield
+        self._window_start += time.monotonic() - start
+
+    def train(self, step: int, figures: Mapping[str, float]) -> None:
+        """Reports on the training steps since the last report, of which this one ends with ``step``."""
+        now = time.monotonic()
+        images = self._batch_size * (step - self._window_step)
+        speed = images / max(now - self._window_start, 1e-9)
+        self._window_start, self._window_step = now, step
+        self._write(step, "train", {**figures, "images_per_second": speed})
+        pace = (now - self._start) / max(1, step - self._first_step)
         left = datetime.timedelta(seconds=round(pace * (self._num_steps - step)))
-        self._bar.update(self._task, completed=step, description=f"{figures}  {left} left")
+        line = (
+            f"loss {figures['loss']:.4f}  top-1 {figures['top1']:.1%}  "
+            f"lr {figures['learning_rate']:.4f}  {speed:,.0f} images/s  {left} left"
+        )
+        self._bar.update(self._task, completed=step, description=line)
         if not self._console.is_terminal:
-            self.say(f"step {step}/{self._num_steps}  {figures}  {left} left")
+            self.say(f"step {step}/{self._num_steps}  {line}")
+
+    def test(self, step: int, figures: Mapping[str, float]) -> None:
+        """Reports on an evaluation and draws the curves anew."""
+        self._write(step, "test", figures)
+        plot_curves(self.rows, self._workdir / "curves.png")
+        self.say(
+            f"test at step {step}: loss {figures['loss']:.4f}  top-1 {figures['top1']:.2%}; moving "
+            f"average: loss {figures['ema_loss']:.4f}  top-1 {figures['ema_top1']:.2%}"
+        )
 
     def say(self, message: str) -> None:
         """Prints a line."""
         self._console.print(message, markup=False)
 
+    def last(self, split: str) -> Row | None:
+        """The newest row of a split."""
+        return next((row for row in reversed(self.rows) if row["split"] == split), None)
+
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Writes out what is buffered and leaves the bar as it stands."""
+        plot_curves(self.rows, self._workdir / "curves.png")
         self._bar.stop()
+        self._file.close()
+        self._tensorboard.close()
+
+    def _write(self, step: int, split: str, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        # JSON has no NaN.
+        finite = {name: v if math.isfinite(v) else None for name, v in figures.items()}
+        self.rows.append({"step": step, "split": split, **finite})
+        self._file.write(json.dumps(self.rows[-1]) + "\n")
+        self._file.flush()
+
+
+def _complete_rows(path: Path) -> list[Row]:
+    """The rows of a file whose last line may have been cut off by a kill."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def plot_curves(rows: list[Row], path: Path) -> None:

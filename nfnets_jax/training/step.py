@@ -134,9 +134,9 @@ def make_evaluate(
 
 def replicate(tree: chex.ArrayTree, devices: Sequence[jax.Device]) -> chex.ArrayTree:
     """A copy of the tree on each device, as ``pmap`` takes it: with one leading axis more."""
-    return jax.pmap(lambda _, leaves: leaves, in_axes=(0, None), devices=devices)(
-        np.arange(len(devices)), tree
-    )
+    # The axis has the updates' name: by another, their first outputs would be compiled for anew.
+    copy = jax.pmap(lambda _, leaves: leaves, _AXIS, in_axes=(0, None), devices=devices)
+    return copy(np.arange(len(devices)), tree)
 
 
 def fetch(tree: chex.ArrayTree) -> chex.ArrayTree:
