@@ -1,11 +1,13 @@
 """The package and what each use of it needs."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 LIBRARY = [
     "jax>=0.8",
     "dm-haiku>=0.0.14",
-    "optax>=0.2.4",
+    "optax>=0.2.5",
     "chex>=0.1.88",
     "numpy>=1.26",
 ]
@@ -27,7 +29,7 @@ setup(
     name="nfnets_jax",
     version="0.1.0",
     description="Normalizer-free networks and adaptive gradient clipping in JAX",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

@@ -16,41 +16,43 @@ _RANDAUGMENT_MAGNITUDE = (5, 10, 10, 15, 15, 15, 15, 15)
 
 def small_images(model: str, data: str, size: int) -> ConfigDict:
     """Training on small images that are already cut, of ``size`` pixels; every field is here."""
-    return ConfigDict({
-        "model": {"name": model, "dropout_rate": 0.0, "stochastic_depth_rate": 0.0},
-        "data": {
-            "name": data,  # digits, tfds:NAME, folder or synthetic
-            "dir": "",  # of tfds:NAME, its data directory; of folder, the one with the classes
-            "test_dir": "",  # of folder: the same for evaluation
-            "image_size": size,
-            "test_image_size": size,
-            "test_margin": 0,  # pixels cut off before evaluation
-            "crop": "pad",  # pad or inception
-            "padding": 0,  # of crop pad: largest shift, pixels
-            "flip": False,
-            "num_workers": 0,  # processes that read images; 0 reads in threads
-        },
-        "batch_size": 256,  # over all devices and hosts
-        "num_steps": 1000,
-        "num_devices": 0,  # of this host; 0 takes all
-        "seed": 0,
-        "precision": "float32",  # or bfloat16
-        "label_smoothing": 0.1,
-        "ema_decay": 0.99999,
-        "optimizer": {
-            "base_learning_rate": 0.1,  # for a batch of 256, scaled with the batch
-            "warmup_fraction": 5 / _EPOCHS,  # of num_steps
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 2e-5,
-            "clipping": 0.01,
-            "clipping_eps": 1e-3,
-        },
-        "log_every": 100,
-        "eval_every": 0,  # 0: at the end only
-        "checkpoint_every": 0,  # 0: at the end only
-        "keep_checkpoints": 3,
-    })
+    return ConfigDict(
+        {
+            "model": {"name": model, "dropout_rate": 0.0, "stochastic_depth_rate": 0.0},
+            "data": {
+                "name": data,  # digits, tfds:NAME, folder or synthetic
+                "dir": "",  # of tfds:NAME, its data directory; of folder, the one with the classes
+                "test_dir": "",  # of folder: the same for evaluation
+                "image_size": size,
+                "test_image_size": size,
+                "test_margin": 0,  # pixels cut off before evaluation
+                "crop": "pad",  # pad or inception
+                "padding": 0,  # of crop pad: largest shift, pixels
+                "flip": False,
+                "num_workers": 0,  # processes that read images; 0 reads in threads
+            },
+            "batch_size": 256,  # over all devices and hosts
+            "num_steps": 1000,
+            "num_devices": 0,  # of this host; 0 takes all
+            "seed": 0,
+            "precision": "float32",  # or bfloat16
+            "label_smoothing": 0.1,
+            "ema_decay": 0.99999,
+            "optimizer": {
+                "base_learning_rate": 0.1,  # for a batch of 256, scaled with the batch
+                "warmup_fraction": 5 / _EPOCHS,  # of num_steps
+                "momentum": 0.9,
+                "nesterov": True,
+                "weight_decay": 2e-5,
+                "clipping": 0.01,
+                "clipping_eps": 1e-3,
+            },
+            "log_every": 100,
+            "eval_every": 0,  # 0: at the end only
+            "checkpoint_every": 0,  # 0: at the end only
+            "keep_checkpoints": 3,
+        }
+    )
 
 
 def nfnet_imagenet(index: int) -> ConfigDict:
@@ -60,21 +62,25 @@ def nfnet_imagenet(index: int) -> ConfigDict:
     config = small_images(name, "tfds:imagenet2012", variant.train_size)
     config.model.dropout_rate = variant.dropout_rate
     config.model.stochastic_depth_rate = variant.stochastic_depth_rate
-    config.data.update({
-        "test_image_size": variant.test_size,
-        "test_margin": 32,
-        "crop": "inception",
-        "flip": True,
-    })
+    config.data.update(
+        {
+            "test_image_size": variant.test_size,
+            "test_margin": 32,
+            "crop": "inception",
+            "flip": True,
+        }
+    )
     config.batch_size = 4096
     config.num_steps = _EPOCHS * _IMAGENET_IMAGES // config.batch_size
     config.precision = "bfloat16"
     config.eval_every = config.checkpoint_every = 1000
     # Recorded here, not applied yet: the input pipeline crops and flips.
-    config.augment = ConfigDict({
-        "randaugment_layers": _RANDAUGMENT_LAYERS,
-        "randaugment_magnitude": _RANDAUGMENT_MAGNITUDE[index],
-        "mixup_alpha": 0.2,
-        "cutmix": True,
-    })
+    config.augment = ConfigDict(
+        {
+            "randaugment_layers": _RANDAUGMENT_LAYERS,
+            "randaugment_magnitude": _RANDAUGMENT_MAGNITUDE[index],
+            "mixup_alpha": 0.2,
+            "cutmix": True,
+        }
+    )
     return config

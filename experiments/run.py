@@ -1,4 +1,4 @@
-"""Trains a network: ``python -m experiments.run --config=NAME --workdir=DIR [--config.KEY=VALUE]...``.
+"""Trains a network: ``python -m experiments.run --config=NAME --workdir=DIR --config.KEY=VALUE``.
 
 NAME is a file of ``experiments/configs`` or a path to one. The same command again goes on where the
 run stopped. Exit codes: 0, finished; 1, it cannot run, and one line says why; 130 or 143, SIGINT or
@@ -20,7 +20,7 @@ from nfnets_jax.errors import InputError, nearest
 _CONFIGS = Path(__file__).parent / "configs"
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", str(_CONFIGS / "nfnet_digits.py"), "A name in experiments/configs, or a file."
+    "config", None, "A name in experiments/configs, or a file; nfnet_digits if not given."
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run's files go; runs/NAME if not given.")
 

@@ -1,4 +1,4 @@
-"""CIFAR-10: ``python -m experiments.run --config=nfnet_cifar10 --config.data.dir=TFDS_DATA_DIR``."""
+"""CIFAR-10: ``python -m experiments.run --config=nfnet_cifar10 --config.data.dir=TFDS_DIR``."""
 
 from ml_collections import ConfigDict
 

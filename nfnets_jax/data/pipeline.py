@@ -1,6 +1,6 @@
 """Batches in an order that the seed alone decides, with a position that can be saved."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import grain
 import numpy as np
@@ -62,7 +62,7 @@ def eval_batches(
     """
     padded = -(-len(source) // batch_size) * batch_size
 
-    def example(index: int) -> dict[str, np.ndarray]:
+    def example(index: int) -> dict[str, Any]:
         real = index < len(source)
         transformed = transform.map(source[index if real else 0])
         return {**transformed, "mask": np.float32(real)}

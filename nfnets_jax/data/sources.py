@@ -1,8 +1,8 @@
 """Where labelled images come from: the embedded digits, TFDS, image folders, synthetic ones.
 
 A source is a random-access sequence of records ``{"image", "label", "name"}``: the image as an
-encoded file's bytes or as ``[H, W, C]`` uint8, the class as an integer, and where the image is from,
-for messages.
+encoded file's bytes or as ``[H, W, C]`` uint8, the class as an integer, and for messages where the
+image is from.
 """
 
 import dataclasses
@@ -19,11 +19,13 @@ from nfnets_jax.errors import InputError
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 # Mean and standard deviation a channel, of pixels in [0, 1], where they are not ImageNet's.
-_STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = MappingProxyType({
-    "digits": ((0.305,), (0.376,)),
-    "tfds:cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
-    "synthetic": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-})
+_STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = MappingProxyType(
+    {
+        "digits": ((0.305,), (0.376,)),
+        "tfds:cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+        "synthetic": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+    }
+)
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
@@ -38,9 +40,9 @@ class Record(TypedDict):
 class Source(Protocol):
     """Records by position. Sources are pickled when worker processes read them."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record: ...  # noqa: D105
+    def __getitem__(self, index: int) -> Record: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Dataset:
     std: tuple[float, ...]
 
 
-def open_dataset(name: str, directory: str = "", test_directory: str = "", size: int = 32) -> Dataset:
+def open_dataset(
+    name: str, directory: str = "", test_directory: str = "", size: int = 32
+) -> Dataset:
     """Opens a dataset by its name.
 
     Args:
@@ -107,11 +111,13 @@ class ArraySource:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(image=self.images[index], label=int(self.labels[index]), name=f"image {index}")
+        return Record(
+            image=self.images[index], label=int(self.labels[index]), name=f"image {index}"
+        )
 
 
 def _digits() -> Parts:
-    """Scikit-learn's 1,797 handwritten digits, 8x8: 1,437 to train on and always the same 360 to test."""
+    """Scikit-learn's 1,797 handwritten digits, 8x8 pixels, always the same 360 to test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -205,8 +211,8 @@ def _image_files(directory: str, names: tuple[str, ...], field: str) -> FolderSo
             ]
     if not files:
         raise InputError(
-            f"no images in the {len(names)} folders of {directory}: {field} takes a folder that holds "
-            f"one folder a class of {', '.join(sorted(_IMAGE_SUFFIXES))} files"
+            f"no images in the {len(names)} folders of {directory}: {field} takes a folder that "
+            f"holds one folder a class of {', '.join(sorted(_IMAGE_SUFFIXES))} files"
         )
     return FolderSource(tuple(files))
 
@@ -242,7 +248,10 @@ def _tfds(name: str, directory: str) -> Parts:
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         raise InputError(f"TFDS knows no dataset {name!r}, and there is none in {where}") from error
     if not builder.info.splits:
-        raise InputError(f"dataset {name!r} is not prepared in {where}: data.dir takes the folder that holds {name}/")
+        raise InputError(
+            f"dataset {name!r} is not prepared in {where}: data.dir takes the folder that holds "
+            f"{name}/"
+        )
     test = next((split for split in ("test", "validation") if split in builder.info.splits), None)
     features = builder.info.features
     if "image" not in features or "label" not in features:
@@ -252,9 +261,7 @@ def _tfds(name: str, directory: str) -> Parts:
 
     def split(which: str) -> TFDSSource:
         try:
-            records = builder.as_data_source(
-                which, decoders={"image": tfds.decode.SkipDecoding()}
-            )
+            records = builder.as_data_source(which, decoders={"image": tfds.decode.SkipDecoding()})
         except NotImplementedError as error:
             raise InputError(
                 f"dataset {name!r} in {where} is not prepared as ArrayRecord, the format of TFDS "
@@ -265,5 +272,3 @@ def _tfds(name: str, directory: str) -> Parts:
 
     classes = tuple(features["label"].names)
     return split("train"), split(test) if test else None, classes
-
-

@@ -6,6 +6,7 @@ the bytes travels there.
 
 import dataclasses
 import math
+from typing import Any
 
 import cv2
 import grain
@@ -48,7 +49,7 @@ def inception_crop(
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     attempts: int = 10,
 ) -> np.ndarray:
-    """A random part of the image, resized to a square (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+    """A random part of the image as a square (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
     Args:
       image: ``[H, W, C]``.
@@ -70,7 +71,7 @@ def inception_crop(
 
 
 def pad_crop(image: np.ndarray, size: int, padding: int, rng: np.random.Generator) -> np.ndarray:
-    """The image at ``size``, moved by up to ``padding`` pixels each way, black where it moved from."""
+    """The image at ``size``, moved by up to ``padding`` pixels each way, black where it left."""
     image = resize(image, size, size)
     top, left = rng.integers(2 * padding + 1, size=2)
     padded = np.zeros((size + 2 * padding, size + 2 * padding, image.shape[2]), np.uint8)
@@ -107,7 +108,7 @@ class TrainTransform(grain.transforms.RandomMap):
         if self.crop not in CROPS:
             raise InputError(f"no crop {self.crop!r}; data.crop is one of {', '.join(CROPS)}")
 
-    def random_map(self, element: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def random_map(self, element: Record, rng: np.random.Generator) -> dict[str, Any]:
         """Applies the transformation with this element's own random numbers."""
         image = decode(element)
         if self.crop == "inception":
@@ -130,7 +131,7 @@ class EvalTransform(grain.transforms.Map):
     size: int
     margin: int
 
-    def map(self, element: Record) -> dict[str, np.ndarray]:
+    def map(self, element: Record) -> dict[str, Any]:
         """Applies the transformation."""
         image = center_crop(decode(element), self.size, self.margin)
         return {"image": np.ascontiguousarray(image), "label": np.int32(element["label"])}

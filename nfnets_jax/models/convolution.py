@@ -36,7 +36,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     if groups > 1 and jax.default_backend() == "cpu":
         inputs = jnp.split(x, groups, axis=-1)
         kernels = jnp.split(kernel, groups, axis=-1)
-        return jnp.concatenate([_native(i, k, stride, 1) for i, k in zip(inputs, kernels, strict=True)], axis=-1)
+        return jnp.concatenate(
+            [_native(i, k, stride, 1) for i, k in zip(inputs, kernels, strict=True)], axis=-1
+        )
     return _native(x, kernel, stride, groups)
 
 

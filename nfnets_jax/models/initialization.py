@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import haiku as hk
@@ -22,9 +22,9 @@ class Normal:
 
     std: float
 
-    def __call__(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Draws with Haiku's next key, as any initializer does."""
-        return self.std * jax.random.normal(hk.next_rng_key(), shape, dtype)
+        return self.std * jax.random.normal(hk.next_rng_key(), tuple(shape), dtype)
 
 
 def init_params(network: Callable[..., Any], rng: jax.Array, *args: Any) -> hk.MutableParams:
@@ -42,7 +42,7 @@ def init_params(network: Callable[..., Any], rng: jax.Array, *args: Any) -> hk.M
     declared: list[tuple[str, str, tuple[int, ...], Callable[..., Any]]] = []
 
     def declare(
-        _: Any, shape: tuple[int, ...], dtype: Any, init: Callable[..., Any], context: Any
+        _: Any, shape: Sequence[int], dtype: Any, init: Callable[..., Any], context: Any
     ) -> jax.Array:
         module, name = context.full_name.rsplit("/", 1)
         declared.append((module, name, tuple(shape), init))
@@ -70,9 +70,7 @@ def _gaussians(rng: jax.Array, size: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _cut(
-    numbers: jax.Array, wanted: tuple[tuple[tuple[int, ...], float], ...]
-) -> list[jax.Array]:
+def _cut(numbers: jax.Array, wanted: tuple[tuple[tuple[int, ...], float], ...]) -> list[jax.Array]:
     """One array a (shape, standard deviation)."""
     ends = itertools.accumulate(math.prod(shape) for shape, _ in wanted)
     return [

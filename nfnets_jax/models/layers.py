@@ -24,45 +24,49 @@ from nfnets_jax.models.initialization import Normal
 
 Activation = Callable[[jax.Array], jax.Array]
 
-_UNSCALED: Mapping[str, Activation] = MappingProxyType({
-    "identity": lambda x: x,
-    "celu": jax.nn.celu,
-    "elu": jax.nn.elu,
-    "gelu": jax.nn.gelu,
-    "glu": jax.nn.glu,
-    "leaky_relu": jax.nn.leaky_relu,
-    "log_sigmoid": jax.nn.log_sigmoid,
-    "log_softmax": jax.nn.log_softmax,
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "selu": jax.nn.selu,
-    "sigmoid": jax.nn.sigmoid,
-    "silu": jax.nn.silu,
-    "soft_sign": jax.nn.soft_sign,
-    "softplus": jax.nn.softplus,
-    "tanh": jnp.tanh,
-})
+_UNSCALED: Mapping[str, Activation] = MappingProxyType(
+    {
+        "identity": lambda x: x,
+        "celu": jax.nn.celu,
+        "elu": jax.nn.elu,
+        "gelu": jax.nn.gelu,
+        "glu": jax.nn.glu,
+        "leaky_relu": jax.nn.leaky_relu,
+        "log_sigmoid": jax.nn.log_sigmoid,
+        "log_softmax": jax.nn.log_softmax,
+        "relu": jax.nn.relu,
+        "relu6": jax.nn.relu6,
+        "selu": jax.nn.selu,
+        "sigmoid": jax.nn.sigmoid,
+        "silu": jax.nn.silu,
+        "soft_sign": jax.nn.soft_sign,
+        "softplus": jax.nn.softplus,
+        "tanh": jnp.tanh,
+    }
+)
 
 # 1 / std(f(z)) for z ~ N(0, 1): the constants that the published parameters were trained with.
 # Each was sampled, so the fourth digit differs from the integral's.
-ACTIVATION_GAINS: Mapping[str, float] = MappingProxyType({
-    "identity": 1.0,
-    "celu": 1.270926833152771,
-    "elu": 1.2716004848480225,
-    "gelu": 1.7015043497085571,
-    "glu": 1.8484294414520264,
-    "leaky_relu": 1.70590341091156,
-    "log_sigmoid": 1.9193484783172607,
-    "log_softmax": 1.0002083778381348,
-    "relu": 1.7139588594436646,
-    "relu6": 1.7131484746932983,
-    "selu": 1.0008515119552612,
-    "sigmoid": 4.803835391998291,
-    "silu": 1.7881293296813965,
-    "soft_sign": 2.338853120803833,
-    "softplus": 1.9203323125839233,
-    "tanh": 1.5939117670059204,
-})
+ACTIVATION_GAINS: Mapping[str, float] = MappingProxyType(
+    {
+        "identity": 1.0,
+        "celu": 1.270926833152771,
+        "elu": 1.2716004848480225,
+        "gelu": 1.7015043497085571,
+        "glu": 1.8484294414520264,
+        "leaky_relu": 1.70590341091156,
+        "log_sigmoid": 1.9193484783172607,
+        "log_softmax": 1.0002083778381348,
+        "relu": 1.7139588594436646,
+        "relu6": 1.7131484746932983,
+        "selu": 1.0008515119552612,
+        "sigmoid": 4.803835391998291,
+        "silu": 1.7881293296813965,
+        "soft_sign": 2.338853120803833,
+        "softplus": 1.9203323125839233,
+        "tanh": 1.5939117670059204,
+    }
+)
 
 
 def scaled_activation(name: str) -> Activation:
@@ -107,7 +111,7 @@ def standardize(kernel: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Ar
 
 
 class Affine(NamedTuple):
-    """A linear map as it is applied: ``kernel`` is ``[h, w, I, O]`` or ``[I, O]``, ``bias`` ``[O]``."""
+    """A linear map as applied: ``kernel`` is ``[h, w, I, O]`` or ``[I, O]``, ``bias`` ``[O]``."""
 
     kernel: jax.Array
     bias: jax.Array
@@ -171,7 +175,7 @@ class Linear(hk.Module):
 
 
 class SqueezeExcite(hk.Module):
-    """The two layers that weigh channels by what all pixels say (Hu et al. 2018, arXiv:1709.01507)."""
+    """Two layers that weigh channels by what all pixels say (Hu et al. 2018, arXiv:1709.01507)."""
 
     def __init__(self, channels: int, ratio: float, name: str | None = None):
         super().__init__(name)
@@ -235,7 +239,7 @@ def survivors(keys: jax.Array, rates: jax.Array) -> jax.Array:
 
 
 def dropout(keys: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-    """Zeroes features of ``x`` ``[N, C]`` with probability ``rate`` and scales the rest by its inverse.
+    """Zeroes features of ``x`` ``[N, C]`` with probability ``rate`` and scales up the rest.
 
     ``keys`` ``[N]`` are random keys, one an example.
     """

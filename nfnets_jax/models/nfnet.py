@@ -50,7 +50,9 @@ class NFNetConfig:
     activation: str = "gelu"
 
 
-def _imagenet(scale: int, train_size: int, test_size: int, dropout_rate: float, wide: bool) -> NFNetConfig:
+def _imagenet(
+    scale: int, train_size: int, test_size: int, dropout_rate: float, wide: bool
+) -> NFNetConfig:
     """F``scale - 1``: the blocks of F0 times ``scale`` (NFNets, table 1 and appendix)."""
     width = (384, 768, 2048, 2048) if wide else (256, 512, 1536, 1536)
     return NFNetConfig(
@@ -77,32 +79,34 @@ _SCALED = (
     (480, 608, 0.5),
 )
 
-VARIANTS: Mapping[str, NFNetConfig] = MappingProxyType({
-    **{
-        f"nfnet_f{index}{suffix}": _imagenet(index + 1, *scaled, wide=bool(suffix))
-        for suffix in ("", "_plus")
-        for index, scaled in enumerate(_SCALED)
-    },
-    # For small images: no resolution is lost before the first stage.
-    "nfnet_micro": NFNetConfig(
-        width=(64, 128, 256),
-        depth=(1, 1, 1),
-        stem=((32, 1),),
-        strides=(1, 2, 2),
-        train_size=16,
-        test_size=16,
-        group_size=32,
-    ),
-    "nfnet_tiny": NFNetConfig(
-        width=(128, 256, 512, 512),
-        depth=(1, 2, 3, 1),
-        stem=((32, 1), (64, 1)),
-        strides=(1, 2, 2, 2),
-        train_size=32,
-        test_size=32,
-        group_size=64,
-    ),
-})
+VARIANTS: Mapping[str, NFNetConfig] = MappingProxyType(
+    {
+        **{
+            f"nfnet_f{index}{suffix}": _imagenet(index + 1, *scaled, wide=bool(suffix))
+            for suffix in ("", "_plus")
+            for index, scaled in enumerate(_SCALED)
+        },
+        # For small images: no resolution is lost before the first stage.
+        "nfnet_micro": NFNetConfig(
+            width=(64, 128, 256),
+            depth=(1, 1, 1),
+            stem=((32, 1),),
+            strides=(1, 2, 2),
+            train_size=16,
+            test_size=16,
+            group_size=32,
+        ),
+        "nfnet_tiny": NFNetConfig(
+            width=(128, 256, 512, 512),
+            depth=(1, 2, 3, 1),
+            stem=((32, 1), (64, 1)),
+            strides=(1, 2, 2, 2),
+            train_size=32,
+            test_size=32,
+            group_size=64,
+        ),
+    }
+)
 
 
 class NFNet(hk.Module):
@@ -195,7 +199,9 @@ class NFNet(hk.Module):
         pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         classifier = self._linear.weights(jnp.float32)
         if keys is not None and config.dropout_rate > 0:
-            dropped = layers.dropout(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), pool, config.dropout_rate)
+            dropped = layers.dropout(
+                jax.vmap(jax.random.fold_in, (0, None))(keys, 1), pool, config.dropout_rate
+            )
             logits = layers.linear(classifier, dropped)
         else:
             logits = layers.linear(classifier, pool)

@@ -15,7 +15,7 @@ from nfnets_jax.models.initialization import init_params
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-_Module = Callable[..., hk.Module]
+_Module = Callable[..., Callable[..., dict[str, jax.Array]]]
 _REGISTRY: Mapping[str, tuple[_Module, Any]] = {
     name: (nfnet.NFNet, config) for name, config in nfnet.VARIANTS.items()
 }
@@ -126,7 +126,7 @@ def create_model(
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that ``create_model`` knows, those that match a shell-style pattern (``"nfnet_f?"``)."""
+    """The names that ``create_model`` knows and a shell-style pattern (``"nfnet_f?"``) matches."""
     return fnmatch.filter(_REGISTRY, pattern)
 
 

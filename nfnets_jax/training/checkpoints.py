@@ -10,8 +10,8 @@ import orbax.checkpoint as ocp
 class Checkpoints:
     """The checkpoints of one run, the newest ``keep`` of them.
 
-    Each holds ``state``, a tree of arrays, and ``progress``, a JSON object: the position in the data
-    and whatever else the loop has to remember.
+    Each holds ``state``, a tree of arrays, and ``progress``, a JSON object: the position in the
+    data and whatever else the loop has to remember.
     """
 
     def __init__(self, directory: Path, keep: int):

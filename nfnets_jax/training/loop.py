@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import signal
@@ -37,16 +38,18 @@ from nfnets_jax.training.step import (
 )
 
 # Fields that a resumed run may change: they do not touch what is learned.
-_FREE_FIELDS = frozenset({
-    "num_devices",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "data.dir",
-    "data.test_dir",
-    "data.num_workers",
-})
+_FREE_FIELDS = frozenset(
+    {
+        "num_devices",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "data.dir",
+        "data.test_dir",
+        "data.num_workers",
+    }
+)
 # Steps that may be under way on the devices while the host prepares the next.
 _STEPS_AHEAD = 2
 
@@ -79,7 +82,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     run = _prepare(config)
     _check_workdir(config, workdir)
 
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{workdir} cannot be made: {error.strerror}; take another") from error
     reporting.write_json(workdir / "config.json", config.to_dict())
     with contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep_checkpoints)) as saved:
         step = saved.latest_step() or 0
@@ -119,7 +125,11 @@ class _Run:
 
     @property
     def description(self) -> str:
-        test = f"tested on {len(self.dataset.test)}" if self.dataset.test else "not tested: no test images"
+        test = (
+            f"tested on {len(self.dataset.test)}"
+            if self.dataset.test
+            else "not tested: no test images"
+        )
         return (
             f"{self.config.model.name} on {len(self.dataset.train)} images of "
             f"{len(self.dataset.class_names)} classes ({self.config.data.name}), {test}; "
@@ -137,10 +147,10 @@ def _prepare(config: ml_collections.ConfigDict) -> _Run:
         if config[field] < 1:
             raise InputError(f"{field} is {config[field]}; it takes a number from 1 on")
     devices = _devices(config)
+    build = functools.partial(create_model, **config.model, precision=config.precision)
+    build()  # A wrong name should show before data are looked for.
     data = config.data
     dataset = open_dataset(data.name, data.dir, data.test_dir, data.image_size)
-    settings = config.model.to_dict()
-    name = settings.pop("name")
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     for source in filter(None, (dataset.train, dataset.test)):
         pipeline.check_readable(source)
@@ -150,9 +160,7 @@ def _prepare(config: ml_collections.ConfigDict) -> _Run:
         config=config,
         devices=devices,
         dataset=dataset,
-        model=create_model(
-            name, len(dataset.class_names), precision=config.precision, **settings
-        ),
+        model=build(num_classes=len(dataset.class_names)),
         optimizer=create_optimizer(config),
         train_batches=pipeline.train_batches(
             dataset.train, augment, config.batch_size, config.seed, **processes
@@ -173,8 +181,7 @@ def _devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
     devices = available[:wanted] if wanted else available
     count = len(devices) * jax.process_count()
     if config.batch_size % count:
-        lower = config.batch_size // count * count
-        nearest = f"{lower} or {lower + count}" if lower else f"{count}"
+        nearest = max(1, round(config.batch_size / count)) * count
         raise InputError(
             f"batch_size {config.batch_size} does not divide evenly over {count} devices; the "
             f"nearest that does is {nearest}"
@@ -189,7 +196,9 @@ def _check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
     stored = workdir / "config.json"
     if not stored.exists():
         if (workdir / "checkpoints").exists():
-            raise InputError(f"{workdir} has checkpoints but no config.json: take another --workdir")
+            raise InputError(
+                f"{workdir} has checkpoints but no config.json: take another --workdir"
+            )
         return
     before = _flatten(json.loads(stored.read_text(encoding="utf-8")))
     now = _flatten(json.loads(config.to_json()))
@@ -221,7 +230,7 @@ def _train_steps(
     """Takes the steps after the first ``done``.
 
     Returns:
-      The final state, on the host, and the seconds that the whole run took, earlier starts included.
+      The final state, on the host, and the seconds that the run took, earlier starts included.
     """
     config, start = run.config, time.monotonic()
     batches = pipeline.read_ahead(run.train_batches, config.data.num_workers)
@@ -254,8 +263,8 @@ def _train_steps(
                 report.compiled(step)
             jax.block_until_ready(pending[max(0, len(pending) - 1 - _STEPS_AHEAD)])
 
-            last = step == config.num_steps
-            save = last or bool(received) or _due(step, config.checkpoint_every)
+            last, stop = step == config.num_steps, bool(received)
+            save = last or stop or _due(step, config.checkpoint_every)
             if save or _due(step, config.log_every):
                 figures = _mean(pending) | {"learning_rate": float(schedule(step - 1))}
                 pending = []
@@ -272,7 +281,7 @@ def _train_steps(
                     host_state = fetch(state)
                     seconds = time.monotonic() - start
                     saved.save(step, host_state, {"data": batches.get_state(), "seconds": seconds})
-            if received:
+            if stop:
                 raise Interrupted(received[0], step)
     return host_state, time.monotonic() - start
 

@@ -28,5 +28,3 @@ def create_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfo
         clipping=settings.clipping,
         eps=settings.clipping_eps,
     )
-
-

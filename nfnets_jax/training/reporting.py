@@ -66,7 +66,7 @@ class Reporter:
         self._window_start += time.monotonic() - start
 
     def train(self, step: int, figures: Mapping[str, float]) -> None:
-        """Reports on the training steps since the last report, of which this one ends with ``step``."""
+        """Reports on the training steps since the last report, up to ``step``."""
         now = time.monotonic()
         images = self._batch_size * (step - self._window_step)
         speed = images / max(now - self._window_start, 1e-9)
@@ -133,14 +133,23 @@ def plot_curves(rows: list[Row], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, name, label in zip(axes, ("loss", "top1"), ("loss (nats)", "top-1"), strict=True):
-        _curve(axis, rows, "train", name, "training batches", color="C0", alpha=0.6)
+        _curve(
+            axis,
+            rows,
+            "train",
+            name,
+            "training (labels smoothed)" if name == "loss" else "training",
+            color="C0",
+            alpha=0.6,
+        )
         _curve(axis, rows, "test", name, "test", color="C1", marker=".")
         _curve(axis, rows, "test", f"ema_{name}", "test, moving average", color="C2", marker=".")
         axis.set(xlabel="step", ylabel=label)
         axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
     axes[0].set_yscale("log")
     axes[1].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-    axes[1].legend(loc="lower right")
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, dpi=120, format="png")
     plt.close(figure)

@@ -17,6 +17,7 @@ from nfnets_jax.training import objective
 
 _AXIS = "devices"
 
+DeviceBatch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -63,7 +64,7 @@ def make_update(
     label_smoothing: float,
     ema_decay: float,
     devices: Sequence[jax.Device],
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
     """An update of replicated states by batches that are split over devices.
 
     Gradients are averaged over the devices before they are clipped, as if the batch had been on
@@ -72,11 +73,11 @@ def make_update(
 
     Returns:
       ``(state, batch) -> (state, metrics)``; the state given is donated. The batch comes from
-      ``split``. ``metrics`` has ``loss``, ``top1`` and ``grad_norm`` (before clipping), equal on all
-      devices.
+      ``split``. ``metrics`` has ``loss``, ``top1`` and ``grad_norm`` (before clipping), equal on
+      all devices.
     """
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         images = objective.normalize(batch["image"], dataset.mean, dataset.std)
         keys = _example_keys(state, len(images))
 
@@ -101,14 +102,14 @@ def make_update(
             opt_state=opt_state,
             ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
         )
-        return new_state, {"loss": loss, "top1": top1, "grad_norm": optax.global_norm(grads)}
+        return new_state, {"loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
 
     return jax.pmap(update, axis_name=_AXIS, devices=devices, donate_argnums=0)
 
 
 def make_evaluate(
     model: Model, dataset: Dataset, *, devices: Sequence[jax.Device]
-) -> Callable[[chex.ArrayTree, chex.ArrayTree, Batch], Metrics]:
+) -> Callable[[chex.ArrayTree, chex.ArrayTree, DeviceBatch], Metrics]:
     """Sums of metrics over a batch's real examples.
 
     Returns:
@@ -116,7 +117,9 @@ def make_evaluate(
       with ``loss`` (no smoothing), ``top1``, ``top5`` and ``examples``, equal on all devices.
     """
 
-    def evaluate(params: chex.ArrayTree, model_state: chex.ArrayTree, batch: Batch) -> Metrics:
+    def evaluate(
+        params: chex.ArrayTree, model_state: chex.ArrayTree, batch: DeviceBatch
+    ) -> Metrics:
         images = objective.normalize(batch["image"], dataset.mean, dataset.std)
         outputs, _ = model.apply(params, model_state, None, images, False)
         logits, labels = outputs["logits"], batch["label"]
@@ -144,7 +147,7 @@ def fetch(tree: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], tree)
 
 
-def split(batch: Batch, devices: int) -> Batch:
+def split(batch: Batch, devices: int) -> DeviceBatch:
     """One host's batch ``[B, ...]`` as ``[devices, B / devices, ...]``."""
     return jax.tree.map(lambda array: array.reshape(devices, -1, *array.shape[1:]), batch)
 

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.data.transforms import decode
+from nfnets_jax.errors import InputError
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    dataset = open_dataset("digits")
+    assert dataset.test is not None
+    assert (len(dataset.train), len(dataset.test), len(dataset.class_names)) == (1437, 360, 10)
+    halves = [{decode(source[i]).tobytes() for i in range(len(source))}
+              for source in (dataset.train, dataset.test)]  # fmt: skip
+    assert not halves[0] & halves[1]
+    assert [dataset.test[i]["label"] for i in range(5)] == [6, 6, 6, 2, 5]
+    pixels = np.stack([decode(dataset.train[i]) for i in range(len(dataset.train))]) / 255
+    np.testing.assert_allclose(pixels.mean(), dataset.mean[0], atol=1e-3)
+    np.testing.assert_allclose(pixels.std(), dataset.std[0], atol=1e-3)
+
+
+def test_synthetic_images_depend_on_their_place_alone() -> None:
+    first, second = (open_dataset("synthetic", size=16).train for _ in range(2))
+    record = first[7]
+    np.testing.assert_array_equal(record["image"], second[7]["image"])
+    assert record["label"] == 7
+    assert decode(record).shape == (16, 16, 3)
+    assert np.abs(decode(first[17]).astype(int) - decode(record)).max() > 50
+
+
+def test_folders_are_classes_in_sorted_order(tmp_path: Path) -> None:
+    image = np.full((4, 6, 3), 200, np.uint8)
+    for name in ("b/2.png", "a/1.jpg", "b/10.JPEG", "c/notes.txt"):
+        if name.endswith("txt"):
+            (tmp_path / "c").mkdir()
+            (tmp_path / name).write_text("not an image")
+        else:
+            write_image(tmp_path / name, image)
+    dataset = open_dataset("folder", str(tmp_path))
+    assert dataset.class_names == ("a", "b", "c")
+    assert dataset.test is None
+    records = [dataset.train[i] for i in range(len(dataset.train))]
+    assert [(Path(r["name"]).name, r["label"]) for r in records] == [
+        ("1.jpg", 0),
+        ("10.JPEG", 1),
+        ("2.png", 1),
+    ]
+    assert all(decode(record).shape == (4, 6, 3) for record in records)
+
+
+def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    def refusal(directory: str, test_directory: str = "") -> str:
+        with pytest.raises(InputError) as error:
+            open_dataset("folder", directory, test_directory)
+        return str(error.value)
+
+    assert refusal("").startswith("no data.dir: ")
+    assert refusal(str(tmp_path / "x")).startswith(f"no folder {tmp_path / 'x'}: data.dir takes")
+    assert refusal(str(tmp_path)).startswith(f"no folders in {tmp_path}: ")
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    assert refusal(str(tmp_path)).startswith("no images in the 1 folders of ")
+    write_image(tmp_path / "train" / "a" / "1.png", np.zeros((2, 2, 3), np.uint8))
+    write_image(tmp_path / "test" / "b" / "1.png", np.zeros((2, 2, 3), np.uint8))
+    assert "has a class 'b'" in refusal(str(tmp_path / "train"), str(tmp_path / "test"))
+
+
+def test_cifar10_is_read_from_array_records(shared: Path) -> None:
+    dataset = open_dataset("tfds:cifar10", str(shared / "data" / "tfds"))
+    assert dataset.test is not None
+    assert (len(dataset.train), len(dataset.test)) == (50_000, 10_000)
+    assert dataset.class_names[3] == "cat"
+    images = np.stack([decode(dataset.train[i]) for i in range(0, 50_000, 500)])
+    assert images.shape == (100, 32, 32, 3)
+    np.testing.assert_allclose(images.mean((0, 1, 2)) / 255, dataset.mean, atol=0.05)
+
+
+def test_datasets_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no dataset 'mnist'; data.name is digits, tfds:NAME"):
+        open_dataset("mnist")
+    with pytest.raises(InputError, match="'cifar10' is not prepared in .*holds cifar10/"):
+        open_dataset("tfds:cifar10", str(tmp_path))
+    with pytest.raises(InputError, match="TFDS knows no dataset 'cifar11'"):
+        open_dataset("tfds:cifar11", str(tmp_path))
+    with pytest.raises(InputError, match="no folder .*data.dir takes the data directory of TFDS"):
+        open_dataset("tfds:cifar10", str(tmp_path / "x"))

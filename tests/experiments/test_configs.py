@@ -1,0 +1,50 @@
+import runpy
+from pathlib import Path
+
+import pytest
+
+import experiments.configs
+import nfnets_jax
+
+CONFIGS = sorted(Path(experiments.configs.__path__[0]).glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_open_with_their_command_and_make_a_model(path: Path) -> None:
+    module = runpy.run_path(str(path))
+    assert f"python -m experiments.run --config={path.stem}" in module["__doc__"].splitlines()[0]
+    config = module["get_config"]()
+    nfnets_jax.create_model(num_classes=10, precision=config.precision, **config.model)
+    for name in ("dir", "name"):
+        assert name in config.data
+    for field in ("batch_size", "num_steps", "num_devices", "seed", "precision",
+                  "checkpoint_every", "eval_every"):  # fmt: skip
+        assert field in config
+
+
+@pytest.mark.parametrize(
+    ("index", "train", "test", "dropout", "magnitude"),
+    [
+        (0, 192, 256, 0.2, 5),
+        (1, 224, 320, 0.3, 10),
+        (2, 256, 352, 0.4, 10),
+        (3, 320, 416, 0.4, 15),
+        (4, 384, 512, 0.5, 15),
+        (5, 416, 544, 0.5, 15),
+        (6, 448, 576, 0.5, 15),
+        (7, 480, 608, 0.5, 15),
+    ],
+)
+def test_nfnets_have_the_papers_settings(
+    index: int, train: int, test: int, dropout: float, magnitude: int
+) -> None:
+    path = next(path for path in CONFIGS if path.stem == f"nfnet_f{index}")
+    config = runpy.run_path(str(path))["get_config"]()
+    assert (config.data.image_size, config.data.test_image_size) == (train, test)
+    assert (config.model.dropout_rate, config.model.stochastic_depth_rate) == (dropout, 0.25)
+    assert config.augment.randaugment_magnitude == magnitude
+    assert config.batch_size == 4096
+    assert config.num_steps == 360 * 1_281_167 // 4096
+    assert config.optimizer.warmup_fraction * config.num_steps == pytest.approx(
+        5 * 1_281_167 / 4096, abs=1
+    )

@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from nfnets_jax.models.convolution import conv2d
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "outputs", "kernel", "stride", "groups"),
+    [
+        (8, 3, 16, 3, 2, 1),
+        (7, 6, 4, 3, 1, 1),
+        (8, 16, 8, 1, 1, 1),
+        (5, 16, 8, 1, 2, 1),
+        (8, 32, 64, 3, 1, 4),
+        (9, 32, 32, 3, 2, 2),
+        (4, 8, 8, 3, 1, 8),
+    ],
+)
+def test_equals_lax_in_value_and_gradient(
+    size: int, channels: int, outputs: int, kernel: int, stride: int, groups: int
+) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, size, size, channels)), jnp.float32)
+    shape = (kernel, kernel, channels // groups, outputs)
+    w = jnp.asarray(rng.standard_normal(shape) / np.sqrt(np.prod(shape[:3])), jnp.float32)
+
+    def plain(x: jax.Array, w: jax.Array) -> jax.Array:
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), "SAME", dimension_numbers=layout, feature_group_count=groups
+        )
+
+    expected, pull_expected = jax.vjp(plain, x, w)
+    actual, pull_actual = jax.vjp(lambda x, w: conv2d(x, w, stride), x, w)
+    cotangent = jnp.asarray(rng.standard_normal(expected.shape), jnp.float32)
+    for a, b in zip(
+        (actual, *pull_actual(cotangent)), (expected, *pull_expected(cotangent)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+def test_channels_must_fit() -> None:
+    with pytest.raises(ValueError, match="5 input channels does not divide the 8"):
+        conv2d(jnp.zeros((1, 4, 4, 8)), jnp.zeros((3, 3, 5, 8)))

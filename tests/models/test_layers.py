@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnets_jax.models import layers
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATION_GAINS)
+def test_activations_keep_unit_variance(name: str) -> None:
+    """The gains, derived anew by sampling, over channels for ``log_softmax`` and ``glu``."""
+    x = np.random.default_rng(0).standard_normal((4096, 512), dtype=np.float32)
+    y = np.asarray(layers.scaled_activation(name)(jnp.asarray(x)), np.float64)
+    assert y.std() == pytest.approx(1, abs=0.005)
+
+
+def test_unknown_activation_names_the_known() -> None:
+    with pytest.raises(ValueError, match="no activation 'swish'; there are celu, .*silu"):
+        layers.scaled_activation("swish")
+
+
+def test_standardized_kernels_have_no_mean_and_the_gains_variance() -> None:
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(0.3, 2.0, (3, 3, 16, 8)).astype(np.float32)
+    gain = rng.uniform(0.5, 2, 8).astype(np.float32)
+    weights = np.asarray(layers.standardize(jnp.asarray(kernel), jnp.asarray(gain)))
+    np.testing.assert_allclose(weights.mean((0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(weights.var((0, 1, 2)) * 144, gain**2, rtol=1e-4)
+
+
+def test_a_constant_kernel_standardizes_to_zero() -> None:
+    weights = layers.standardize(jnp.full((1, 1, 4, 2), 7.0), jnp.ones(2))
+    np.testing.assert_array_equal(weights, 0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 4), (3, 7), (1, 1)])
+def test_average_pool_is_the_mean_of_what_each_window_holds(height: int, width: int) -> None:
+    x = np.random.default_rng(0).standard_normal((2, height, width, 3)).astype(np.float32)
+    expected = [
+        [x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in range(0, width, 2)]
+        for i in range(0, height, 2)
+    ]
+    pooled = layers.average_pool(jnp.asarray(x))
+    np.testing.assert_allclose(pooled, np.asarray(expected).transpose(2, 0, 1, 3), atol=1e-6)
+
+
+def test_stochastic_depth_drops_at_its_rates() -> None:
+    rates = jnp.array([0.0, 0.25, 0.5, 1.0])
+    keep = layers.survivors(jax.random.split(jax.random.key(0), 4000), rates)
+    np.testing.assert_allclose(np.mean(keep, axis=1), 1 - rates, atol=0.03)
+    assert abs(np.corrcoef(keep[1], keep[2])[0, 1]) < 0.05
+
+
+def test_dropout_keeps_the_mean() -> None:
+    x = jnp.ones((200, 300))
+    dropped = np.asarray(layers.dropout(jax.random.split(jax.random.key(0), 200), x, 0.3))
+    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.7)}
+    assert dropped.mean() == pytest.approx(1, abs=0.01)

@@ -1,0 +1,116 @@
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nfnets_jax
+from tests import golden
+
+FAMILY = [f"nfnet_f{i}{plus}" for plus in ("", "_plus") for i in range(8)]
+
+
+@functools.cache
+def shapes(name: str) -> dict[str, dict[str, list[int]]]:
+    model = nfnets_jax.create_model(name)
+    init = functools.partial(model.init, jax.random.key(0))
+    params, _ = jax.eval_shape(init, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    return {m: {p: list(x.shape) for p, x in ps.items()} for m, ps in params.items()}
+
+
+@pytest.mark.parametrize("name", ["nfnet_f0", "nfnet_f3", "nfnet_f0_plus"])
+def test_parameter_tree_is_the_published_one(shared: Path, name: str) -> None:
+    assert shapes(name) == golden.load(shared, "parameter_trees.json")[name]
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_parameter_count_is_the_published_one(shared: Path, name: str) -> None:
+    count = sum(int(np.prod(s)) for module in shapes(name).values() for s in module.values())
+    assert count == golden.load(shared, "parameter_counts.json")[name]
+
+
+def test_f0_logits_and_gradients_are_the_published_ones(shared: Path) -> None:
+    expected = golden.load(shared, "nfnet_f0.json")
+    model = nfnets_jax.create_model("nfnet_f0")
+    params = golden.parameters(shapes("nfnet_f0"))
+    images = golden.images(expected["batch"], expected["image_size"])
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def run(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        outputs, _ = model.apply(params, {}, None, jnp.asarray(images), is_training=False)
+        return jnp.mean(outputs["logits"] ** 2), outputs
+
+    (_, outputs), grads = run(params)
+    logits, std = np.asarray(outputs["logits"]), expected["logits_std"]
+    np.testing.assert_allclose(logits[:, :8], expected["logits_first8"], rtol=0, atol=1e-4 * std)
+    assert logits.mean() == pytest.approx(expected["logits_mean"], abs=1e-4 * std)
+    assert logits.std() == pytest.approx(std, rel=1e-4)
+    assert np.mean(outputs["pool"]) == pytest.approx(expected["pool_mean"], rel=1e-3)
+    assert np.std(outputs["pool"]) == pytest.approx(expected["pool_std"], rel=1e-4)
+    for path, norm in expected["grad_norms"].items():
+        module, name = path.rsplit("/", 1)
+        assert np.linalg.norm(np.ravel(grads[module][name])) == pytest.approx(norm, rel=1e-3), path
+
+
+def test_small_networks_keep_small_images() -> None:
+    model = nfnets_jax.create_model("nfnet_micro", num_classes=10, features=True)
+    images = jnp.zeros((2, 8, 8, 1))
+    outputs, _ = jax.eval_shape(
+        lambda rng: model.apply(*model.init(rng, images), None, images, False), jax.random.key(0)
+    )
+    assert {name: outputs[name].shape[1:3] for name in outputs if "stage" in name} == {
+        "stage_1": (8, 8),
+        "stage_2": (4, 4),
+        "stage_3": (2, 2),
+    }
+
+
+def test_a_new_network_is_its_shortcuts() -> None:
+    """At skip gains of zero, what the branches compute cannot matter."""
+    model = nfnets_jax.create_model("nfnet_micro", num_classes=10)
+    images = jnp.asarray(golden.images(2, 8))
+    params, state = model.init(jax.random.key(0), images)
+    scrambled = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 1.0 if "conv1" in path[0].key else x, params
+    )
+    run = jax.jit(lambda params: model.apply(params, state, None, images, False)[0]["logits"])
+    np.testing.assert_array_equal(run(params), run(scrambled))
+
+
+def test_an_example_meets_the_same_chance_in_any_batch() -> None:
+    model = nfnets_jax.create_model("nfnet_micro", 10, dropout_rate=0.5, stochastic_depth_rate=0.9)
+    images = jnp.asarray(golden.images(6, 8))
+    params, state = model.init(jax.random.key(0), images)
+    params = jax.tree.map(lambda x: x + 0.5 if x.ndim == 0 else x, params)  # Branches matter.
+    keys = jax.random.split(jax.random.key(1), 6)
+
+    @jax.jit
+    def run(keys: jax.Array, images: jax.Array) -> jax.Array:
+        return model.apply(params, state, keys, images, True)[0]["logits"]
+
+    whole = run(keys, images)
+    parts = jnp.concatenate([run(keys[:2], images[:2]), run(keys[2:], images[2:])])
+    np.testing.assert_allclose(whole, parts, atol=1e-6)
+    assert np.abs(whole - run(jax.random.split(jax.random.key(2), 6), images)).max() > 1e-3
+    np.testing.assert_allclose(run(jax.random.key(1), images), whole, atol=1e-6)
+    np.testing.assert_allclose(run(jax.random.PRNGKey(1), images), whole, atol=1e-6)
+
+
+def test_bfloat16_computes_near_float32() -> None:
+    images = jnp.asarray(golden.images(4, 8))
+    outputs = []
+    for precision in ("float32", "bfloat16"):
+        model = nfnets_jax.create_model("nfnet_micro", 10, precision=precision, features=True)
+        params, state = model.init(jax.random.key(0), images)
+        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+        outputs.append(
+            jax.jit(model.apply, static_argnums=4)(params, state, None, images, False)[0]
+        )
+    full, half = outputs
+    assert half["stage_1"].dtype == jnp.bfloat16
+    assert half["logits"].dtype == half["pool"].dtype == jnp.float32
+    np.testing.assert_allclose(half["logits"], full["logits"], atol=0.1 * np.std(full["logits"]))

@@ -1,0 +1,172 @@
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import recipes
+from nfnets_jax.errors import InputError
+from nfnets_jax.training import loop, reporting
+
+
+def tiny(**changes: Any) -> ConfigDict:
+    """Twelve steps of a very small network on the digits."""
+    config = recipes.small_images("nfnet_micro", "digits", size=8)
+    config.model.update({"depth": (1,), "width": (16,), "strides": (1,), "group_size": 8})
+    config.update({"num_devices": 1, "batch_size": 16, "num_steps": 12, "log_every": 2})
+    config.update({"eval_every": 6, "checkpoint_every": 5})
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return workdir, loop.train(tiny(), workdir)
+
+
+def test_a_run_leaves_what_it_promises(finished: tuple[Path, dict[str, Any]]) -> None:
+    workdir, summary = finished
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert summary["steps"] == 12
+    assert summary["devices"] == 1
+    assert summary["test"]["examples"] == 360
+    assert len(summary["params_sha256"]) == 64
+    assert {"jax", "dm-haiku", "optax"} < set(summary["versions"])
+    written = [(row["step"], row["split"]) for row in rows(workdir)]
+    train = [(step, "train") for step in (2, 4, 5, 6, 8, 10, 12)]
+    assert sorted(written) == sorted([*train, (6, "test"), (12, "test")])
+    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "nfnet_micro"
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert {p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()} == {
+        "5",
+        "10",
+        "12",
+    }
+
+
+def test_a_finished_run_says_so(
+    finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir, summary = finished
+    assert loop.train(tiny(), workdir) == summary
+    assert "is finished, all 12 steps of it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", [3, 10])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    finished: tuple[Path, dict[str, Any]],
+    step: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """SIGTERM at a step; going on, with other devices too, gives the same parameters and rows."""
+    report = reporting.Reporter.train
+    signals = iter([signal.SIGTERM])
+
+    def report_then_signal(self: reporting.Reporter, at: int, figures: dict[str, float]) -> None:
+        report(self, at, figures)
+        if at >= step:
+            for number in signals:
+                os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reporting.Reporter, "train", report_then_signal)
+        with pytest.raises(loop.Interrupted) as stopped:
+            loop.train(tiny(), tmp_path)
+    assert stopped.value.signal_number == signal.SIGTERM
+    summary = loop.train(tiny(), tmp_path)
+    assert "resumed at step" in capsys.readouterr().out
+    assert summary["params_sha256"] == finished[1]["params_sha256"]
+    undisturbed = {(row["step"], row["split"]) for row in rows(finished[0])}
+    resumed = [(row["step"], row["split"]) for row in rows(tmp_path)]
+    assert len(resumed) == len(set(resumed))
+    assert undisturbed <= set(resumed)
+
+
+def test_a_killed_run_loses_only_what_came_after_its_checkpoint(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_evaluate", die)
+        with pytest.raises(KeyError, match="killed"):
+            loop.train(tiny(), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "split": "tr')
+    summary = loop.train(tiny(), tmp_path)
+    assert summary["params_sha256"] == finished[1]["params_sha256"]
+    same = [
+        [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(workdir)]
+        for workdir in (tmp_path, finished[0])
+    ]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 100}, "batch_size 100 does not divide evenly over 8 devices; the nearest"),
+        ({"batch_size": 0}, "batch_size is 0; it takes a number from 1 on"),
+        ({"num_devices": 9}, r"num_devices is 9, and there are 8 \(cpu\); 0 takes all"),
+        ({"model.name": "nfnet_f9"}, "no model 'nfnet_f9'; nearest: "),
+        ({"data.name": "folder", "data.dir": "/nowhere"}, "no folder /nowhere: data.dir takes"),
+        ({"precision": "half"}, "no precision 'half'"),
+    ],
+)
+def test_what_cannot_be_run_leaves_nothing(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        loop.train(tiny(**{"num_devices": 0, **changes}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nearest_batch_that_divides(tmp_path: Path) -> None:
+    for batch_size, nearest in ((97, 96), (103, 104), (3, 8)):
+        with pytest.raises(InputError, match=f"nearest that does is {nearest}$"):
+            loop.train(tiny(num_devices=8, batch_size=batch_size), tmp_path / "run")
+
+
+def test_another_runs_workdir_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:
+    workdir, before = finished[0], (finished[0] / "summary.json").read_bytes()
+    with pytest.raises(InputError, match="model.name 'nfnet_micro' there, 'nfnet_tiny' here"):
+        loop.train(tiny(**{"model.name": "nfnet_tiny"}), workdir)
+    with pytest.raises(InputError, match="num_steps 12 there, 24 here"):
+        loop.train(tiny(num_steps=24), workdir)
+    assert (workdir / "summary.json").read_bytes() == before
+
+
+def test_a_file_is_no_workdir(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file; --workdir takes a folder"):
+        loop.train(tiny(), tmp_path / "file")
+    with pytest.raises(InputError, match="cannot be made"):
+        loop.train(tiny(), tmp_path / "file" / "run")
+
+
+def test_unreadable_images_end_the_run_at_once(tmp_path: Path) -> None:
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "a" / "1.jpg").write_bytes(b"not a photograph")
+    config = tiny(**{"data.name": "folder", "data.dir": str(tmp_path / "data")})
+    with pytest.raises(InputError, match="1.jpg is not a readable image"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    config = tiny(**{"optimizer.base_learning_rate": 1e30, "optimizer.clipping": 1e30})
+    with pytest.raises(FloatingPointError, match="the loss is (nan|inf) at step"):
+        loop.train(config, tmp_path)
+    assert all(json.dumps(row, allow_nan=False) for row in rows(tmp_path))

@@ -1,0 +1,146 @@
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+import nfnets_jax
+from nfnets_jax import optax_agc
+from nfnets_jax.data.sources import ArraySource, Dataset
+from nfnets_jax.training import step
+from nfnets_jax.training.optimizers import learning_rate
+from tests import golden
+
+
+def dataset(channels: int, mean: float, std: float) -> Dataset:
+    none = ArraySource(np.zeros((0, 8, 8, channels), np.uint8), np.zeros(0))
+    return Dataset(none, None, (), channels, (mean,) * channels, (std,) * channels)
+
+
+def test_f0_trains_as_published(shared: Path) -> None:
+    """Six steps: loss, learning rate and the norms of gradients, parameters and their average."""
+    expected = golden.load(shared, "train_nfnet_f0.json")
+    steps, batch, size = expected["steps"], expected["batch"], expected["image_size"]
+    images = golden.generator("train_images").standard_normal(
+        (steps, batch, size, size, 3), dtype=np.float32
+    )
+    labels = golden.generator("train_labels").integers(0, 1000, (steps, batch))
+    config = ConfigDict(
+        {
+            "batch_size": 256,
+            "num_steps": expected["schedule_steps"],
+            "optimizer": {
+                "base_learning_rate": expected["base_lr"],
+                "warmup_fraction": expected["warmup_steps"] / expected["schedule_steps"],
+            },
+        }
+    )
+    schedule = learning_rate(config)
+    model = nfnets_jax.create_model("nfnet_f0", dropout_rate=0.0, stochastic_depth_rate=0.0)
+    optimizer = optax_agc.sgd_agc(schedule)
+    devices = jax.devices()[:1]
+    update = step.make_update(
+        model,
+        optimizer,
+        dataset(3, 0.0, 1 / 255),  # The golden images are fed as they are.
+        label_smoothing=expected["label_smoothing"],
+        ema_decay=expected["ema_decay"],
+        devices=devices,
+    )
+    params = golden.parameters(golden.load(shared, "parameter_trees.json")["nfnet_f0"])
+    state = step.TrainState(
+        np.int32(0), np.zeros(2, np.uint32), params, {}, optimizer.init(params), params
+    )
+    state = step.replicate(state, devices)
+    for index, row in enumerate(expected["trace"]):
+        state, metrics = update(state, {"image": images[index][None], "label": labels[index][None]})
+        figures = {
+            "loss": metrics["loss"][0],
+            "grad_norm": metrics["grad_norm"][0],
+            "lr": schedule(index),
+            "param_norm": optax.tree.norm(state.params),
+            "ema_norm": optax.tree.norm(state.ema_params),
+        }
+        for name, value in figures.items():
+            assert float(value) == pytest.approx(row[name], rel=1e-3, abs=1e-9), (index, name)
+    for path, norm in expected["final_param_norms"].items():
+        module, name = path.rsplit("/", 1)
+        value = np.linalg.norm(np.ravel(state.params[module][name]))
+        assert value == pytest.approx(norm, rel=1e-5), path
+
+
+@pytest.fixture(scope="module")
+def losses() -> dict[int, list[float]]:
+    """Losses of ten steps on 1, 2 and 8 devices, stochastic depth and dropout on."""
+    model = nfnets_jax.create_model(
+        "nfnet_micro",
+        10,
+        width=(16,),
+        depth=(2,),
+        strides=(2,),
+        group_size=8,
+        dropout_rate=0.2,
+        stochastic_depth_rate=0.5,
+    )
+    optimizer = optax_agc.sgd_agc(0.5)
+    rng = np.random.default_rng(0)
+    batch: Any = {
+        "image": rng.integers(0, 256, (16, 8, 8, 1), np.uint8),
+        "label": rng.integers(0, 10, 16),
+    }
+    result: dict[int, list[float]] = {}
+    for count in (1, 2, 8):
+        devices = jax.devices()[:count]
+        update = step.make_update(
+            model,
+            optimizer,
+            dataset(1, 0.5, 0.3),
+            label_smoothing=0.1,
+            ema_decay=0.99,
+            devices=devices,
+        )
+        state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
+        parts, result[count] = step.split(batch, count), []
+        for _ in range(10):
+            state, metrics = update(state, parts)
+            result[count].append(float(metrics["loss"][0]))
+    return result
+
+
+def test_losses_are_the_same_on_any_number_of_devices(losses: dict[int, list[float]]) -> None:
+    np.testing.assert_allclose(losses[2], losses[1], atol=1e-4)
+    np.testing.assert_allclose(losses[8], losses[1], atol=1e-4)
+
+
+def test_repeating_a_batch_lowers_its_loss(losses: dict[int, list[float]]) -> None:
+    assert losses[1][-1] < losses[1][0] - 0.1
+
+
+def test_evaluation_leaves_masked_examples_out() -> None:
+    model = nfnets_jax.create_model("nfnet_micro", 10)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (4, 8, 8, 1), np.uint8)
+    params, state = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    devices = jax.devices()[:2]
+    evaluate = step.make_evaluate(model, dataset(1, 0.5, 0.3), devices=devices)
+    replicated = step.replicate(params, devices)
+
+    def sums(label: list[int], mask: list[float]) -> dict[str, float]:
+        batch: Any = {
+            "image": image,
+            "label": np.array(label),
+            "mask": np.asarray(mask, np.float32),
+        }
+        result = evaluate(replicated, state, step.split(batch, 2))
+        return {name: float(value) for name, value in step.fetch(result).items()}
+
+    whole = sums([1, 2, 3, 4], [1, 1, 1, 1])
+    half = sums([1, 2, 9, 9], [1, 1, 0, 0])
+    other = sums([9, 9, 3, 4], [0, 0, 1, 1])
+    assert (whole["examples"], half["examples"]) == (4, 2)
+    assert half["loss"] + other["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert half["top5"] + other["top5"] == whole["top5"]
