@@ -150,9 +150,9 @@ def test_another_runs_workdir_is_refused(finished: tuple[Path, dict[str, Any]]) 
 
 def test_a_file_is_no_workdir(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file; --workdir takes a folder"):
+    with pytest.raises(InputError, match="cannot be a workdir: File exists"):
         loop.train(tiny(), tmp_path / "file")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be a workdir: Not a directory"):
         loop.train(tiny(), tmp_path / "file" / "run")
 
 

@@ -1,0 +1,102 @@
+"""What a configuration asks for, checked before anything is computed or written."""
+
+import dataclasses
+import functools
+
+import grain
+import jax
+import ml_collections
+import optax
+
+from nfnets_jax.data import pipeline
+from nfnets_jax.data.sources import Dataset, open_dataset
+from nfnets_jax.data.transforms import EvalTransform, TrainTransform
+from nfnets_jax.errors import InputError
+from nfnets_jax.models.registry import Model, create_model
+from nfnets_jax.training.optimizers import create_optimizer
+from nfnets_jax.training.step import TrainState, create_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A configuration made real and checked; nothing is computed or written yet."""
+
+    config: ml_collections.ConfigDict
+    devices: list[jax.Device]
+    dataset: Dataset
+    model: Model
+    optimizer: optax.GradientTransformation
+    train_batches: grain.MapDataset
+    test_batches: grain.MapDataset | None
+
+    @property
+    def description(self) -> str:
+        """The run in a line."""
+        test = (
+            f"tested on {len(self.dataset.test)}"
+            if self.dataset.test
+            else "not tested: no test images"
+        )
+        return (
+            f"{self.config.model.name} on {len(self.dataset.train)} images of "
+            f"{len(self.dataset.class_names)} classes ({self.config.data.name}), {test}; "
+            f"{len(self.devices)} x {self.devices[0].device_kind}, batch {self.config.batch_size}"
+        )
+
+    def create_state(self) -> TrainState:
+        """What the run starts from."""
+        data = self.config.data
+        shape = (1, data.image_size, data.image_size, self.dataset.channels)
+        return create_state(self.model, self.optimizer, shape, self.config.seed)
+
+
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
+    """Builds what the configuration names.
+
+    Raises:
+      InputError: a field has a value that cannot be, or the data are not there or not readable.
+    """
+    for field in ("batch_size", "num_steps", "log_every", "keep_checkpoints"):
+        if config[field] < 1:
+            raise InputError(f"{field} is {config[field]}; it takes a number from 1 on")
+    devices = _devices(config)
+    build = functools.partial(create_model, **config.model, precision=config.precision)
+    build()  # A wrong name should show before data are looked for.
+    data = config.data
+    dataset = open_dataset(data.name, data.dir, data.test_dir, data.image_size)
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    for source in filter(None, (dataset.train, dataset.test)):
+        pipeline.check_readable(source)
+    augment = TrainTransform(data.image_size, data.crop, data.padding, data.flip)
+    center = EvalTransform(data.test_image_size, data.test_margin)
+    return Plan(
+        config=config,
+        devices=devices,
+        dataset=dataset,
+        model=build(num_classes=len(dataset.class_names)),
+        optimizer=create_optimizer(config),
+        train_batches=pipeline.train_batches(
+            dataset.train, augment, config.batch_size, config.seed, **processes
+        ),
+        test_batches=pipeline.eval_batches(dataset.test, center, config.batch_size, **processes)
+        if dataset.test
+        else None,
+    )
+
+
+def _devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
+    available, wanted = jax.local_devices(), config.num_devices
+    if not 0 <= wanted <= len(available):
+        raise InputError(
+            f"num_devices is {wanted}, and there are {len(available)} ({available[0].platform}); "
+            "0 takes all"
+        )
+    devices = available[:wanted] if wanted else available
+    count = len(devices) * jax.process_count()
+    if config.batch_size % count:
+        nearest = max(1, round(config.batch_size / count)) * count
+        raise InputError(
+            f"batch_size {config.batch_size} does not divide evenly over {count} devices; the "
+            f"nearest that does is {nearest}"
+        )
+    return devices

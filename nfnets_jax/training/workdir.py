@@ -1,0 +1,72 @@
+"""The folder of a run: who it belongs to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from nfnets_jax.errors import InputError
+from nfnets_jax.training import reporting
+
+# Fields that a resumed run may change: they do not touch what is learned.
+_FREE_FIELDS = frozenset(
+    {
+        "num_devices",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "data.dir",
+        "data.test_dir",
+        "data.num_workers",
+    }
+)
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the folder, or takes it up again, for the run of this configuration.
+
+    Writes ``config.json``. A folder without a checkpoint belongs to nobody.
+
+    Raises:
+      InputError: the folder cannot be made, or it holds a checkpoint of a run that learns something
+        else; the message names the differences. The folder is left as it was.
+    """
+    if any(workdir.glob("checkpoints/[0-9]*")):
+        _check_same_run(workdir, config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        reporting.write_json(workdir / "config.json", config.to_dict())
+    except OSError as error:
+        raise InputError(f"{workdir} cannot be a workdir: {error.strerror}") from error
+
+
+def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    try:
+        before = _flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{workdir} has checkpoints but no readable config.json: take another --workdir"
+        ) from error
+    now = _flatten(json.loads(config.to_json()))
+    differences = [
+        f"{field} {before.get(field)!r} there, {now.get(field)!r} here"
+        for field in sorted(before.keys() | now.keys())
+        if field not in _FREE_FIELDS and before.get(field) != now.get(field)
+    ]
+    if differences:
+        raise InputError(
+            f"{workdir} holds a run of another configuration ({'; '.join(differences)}): take "
+            "another --workdir"
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
