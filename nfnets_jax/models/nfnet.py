@@ -97,13 +97,13 @@ VARIANTS: Mapping[str, NFNetConfig] = MappingProxyType(
             group_size=32,
         ),
         "nfnet_tiny": NFNetConfig(
-            width=(128, 256, 512, 512),
+            width=(64, 128, 256, 256),
             depth=(1, 2, 3, 1),
-            stem=((32, 1), (64, 1)),
+            stem=((16, 1), (32, 1)),
             strides=(1, 2, 2, 2),
             train_size=32,
             test_size=32,
-            group_size=64,
+            group_size=32,
         ),
     }
 )
