@@ -1,9 +1,7 @@
 """Convolution in the form that the backend at hand runs fastest.
 
-XLA's CPU backend is at the speed of the hardware for matrix products and for dense convolutions of
-stride 1 going forward. It is not for two things that training needs all the time, and here they are
-put into the terms that it is good at. Figures are GFLOP/s on two cores of an Intel Xeon, float32,
-jax 0.10.2, batch 8 (``python -m benchmarks.convolution``):
+XLA's CPU backend (jax 0.10.2) is fast at matrix products and at dense convolutions going forward.
+Three things that training needs all the time are put into those terms:
 
 - A grouped convolution, above all its gradients (jax issue 13800), becomes one dense convolution a
   group.
@@ -21,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Below either, the native gradient of a kernel is as fast as the products.
+# Below either, the native gradient of a kernel is as fast as the products, and faster to compile.
 _SHIFTED_MIN_PIXELS = 4096
 _SHIFTED_MIN_CHANNELS = 32
 
@@ -99,7 +97,7 @@ _dense.defvjp(_dense_forward, _dense_backward)
 def _kernel_gradient(
     x: jax.Array, gradient: jax.Array, window: tuple[int, ...], stride: int
 ) -> jax.Array:
-    """``[h, w, I, O]``: at each position of the window, the product of what it saw and the gradient."""
+    """``[h, w, I, O]``: a position of the window at a time, what it saw times the gradient."""
     (height, width), (rows, columns) = window, gradient.shape[1:3]
     padding = lax.padtype_to_pads(x.shape[1:3], window, (stride, stride), "SAME")
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))

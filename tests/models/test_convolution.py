@@ -17,6 +17,13 @@ from nfnets_jax.models.convolution import conv2d
         (8, 32, 64, 3, 1, 4),
         (9, 32, 32, 3, 2, 2),
         (4, 8, 8, 3, 1, 8),
+        # Large enough for the kernel's gradient to be taken a position at a time.
+        (48, 32, 16, 3, 1, 1),
+        (47, 64, 16, 3, 1, 2),
+        (96, 32, 8, 3, 2, 1),
+        (91, 32, 8, 3, 2, 1),
+        (48, 32, 8, 5, 1, 1),
+        (96, 32, 8, 1, 2, 1),
     ],
 )
 def test_equals_lax_in_value_and_gradient(
