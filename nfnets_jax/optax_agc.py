@@ -108,9 +108,28 @@ def sgd_agc(
     return optax.chain(
         adaptive_grad_clip(clipping, eps, mask=all_but_classifier),
         optax.add_decayed_weights(weight_decay, mask=kernels),
-        optax.trace(momentum, nesterov),
+        _momentum(momentum, nesterov),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _momentum(decay: float, nesterov: bool) -> optax.GradientTransformation:
+    """``optax.trace`` that steps from the accumulated gradient as it was written to memory.
+
+    XLA would compute it once more for the step; reading the old one a second time, it could then
+    not be replaced in place.
+    """
+    accumulate = optax.trace(decay)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        state = jax.lax.optimization_barrier(accumulate.update(updates, state, params)[1])
+        if not nesterov:
+            return state.trace, state
+        return jax.tree.map(lambda g, trace: g + decay * trace, updates, state.trace), state
+
+    return optax.GradientTransformation(accumulate.init, update)
 
 
 def all_but_classifier(params: optax.Params) -> Any:

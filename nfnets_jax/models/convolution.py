@@ -24,7 +24,7 @@ _SHIFTED_MIN_PIXELS = 4096
 _SHIFTED_MIN_CHANNELS = 32
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = False) -> jax.Array:
     """Convolves images with a kernel, ``SAME`` padding; grouped where the shapes say so.
 
     Args:
@@ -32,6 +32,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
       kernel: ``[h, w, C / groups, O]`` in the dtype of ``x``. The number of groups is the ratio of
         the channels of ``x`` to those of the kernel.
       stride: pixels between neighbouring outputs, in both directions.
+      looped: whether this is compiled as the body of a loop, where XLA's CPU backend has only slow
+        forms of a convolution's gradients.
 
     Returns:
       ``[N, ceil(H / stride), ceil(W / stride), O]``, in the dtype of ``x``.
@@ -45,13 +47,29 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
             f"a kernel for {kernel.shape[2]} input channels does not divide the {x.shape[-1]} of x"
         )
     if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1:
-        return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0])
+        pixels = x.reshape(-1, x.shape[-1])
+        return _product(pixels, kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
     if jax.default_backend() != "cpu":
         return _native(x, kernel, stride, groups)
     if groups == 1:
-        return _dense(x, kernel, stride)
+        return _dense(x, kernel, stride, looped)
     parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
-    return jnp.concatenate([_dense(part, k, stride) for part, k in parts], axis=-1)
+    return jnp.concatenate([_dense(part, k, stride, looped) for part, k in parts], axis=-1)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    return x @ matrix
+
+
+def _product_backward(
+    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, matrix = saved
+    return gradient @ matrix.T, x.T @ gradient
+
+
+_product.defvjp(lambda x, matrix: (x @ matrix, (x, matrix)), _product_backward)
 
 
 def _native(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.Array:
@@ -65,30 +83,34 @@ def _native(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> ja
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dense(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense(x: jax.Array, kernel: jax.Array, stride: int, looped: bool) -> jax.Array:
     """A convolution of one group whose kernel's gradient is a sum of matrix products."""
     return _native(x, kernel, stride)
 
 
 def _dense_forward(
-    x: jax.Array, kernel: jax.Array, stride: int
+    x: jax.Array, kernel: jax.Array, stride: int, looped: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _native(x, kernel, stride), (x, kernel)
 
 
 def _dense_backward(
-    stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+    stride: int, looped: bool, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    _, pull_x = jax.vjp(lambda x: _native(x, kernel, stride), x)
+    if looped and stride == 1:
+        x_gradient = _native(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), stride)
+    else:
+        _, pull_x = jax.vjp(lambda x: _native(x, kernel, stride), x)
+        (x_gradient,) = pull_x(gradient)
     pixels = gradient.size // gradient.shape[-1]
-    if pixels >= _SHIFTED_MIN_PIXELS and x.shape[-1] >= _SHIFTED_MIN_CHANNELS:
+    if looped or (pixels >= _SHIFTED_MIN_PIXELS and x.shape[-1] >= _SHIFTED_MIN_CHANNELS):
         kernel_gradient = _kernel_gradient(x, gradient, kernel.shape[:2], stride)
     else:
         _, pull_kernel = jax.vjp(lambda kernel: _native(x, kernel, stride), kernel)
         (kernel_gradient,) = pull_kernel(gradient)
-    return (*pull_x(gradient), kernel_gradient)
+    return x_gradient, kernel_gradient
 
 
 _dense.defvjp(_dense_forward, _dense_backward)

@@ -8,6 +8,7 @@ References: "NF-ResNets" is Brock et al. 2021a, arXiv:2101.08692; "NFNets" Brock
 arXiv:2102.06171.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -86,7 +87,8 @@ def scaled_activation(name: str) -> Activation:
     if name not in _UNSCALED:
         raise ValueError(f"no activation {name!r}; there are {', '.join(sorted(_UNSCALED))}")
     function, gain = _UNSCALED[name], ACTIVATION_GAINS[name]
-    return lambda x: function(x) * jnp.asarray(gain, x.dtype)
+    # Its input is all that is kept for the gradient: arrays kept cost more time than arithmetic.
+    return jax.checkpoint(lambda x: function(x) * jnp.asarray(gain, x.dtype))
 
 
 def standardize(kernel: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
@@ -103,11 +105,51 @@ def standardize(kernel: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Ar
     Returns:
       The standardized kernel, shape and dtype of ``kernel``.
     """
-    # As a matrix: sums over three leading axes take XLA's CPU backend up to ten times longer.
-    units = kernel.reshape(-1, kernel.shape[-1])
-    variance, mean = jnp.var(units, axis=0), jnp.mean(units, axis=0)
-    scale = gain * lax.rsqrt(jnp.maximum(variance * len(units), eps))
-    return (units * scale - mean * scale).reshape(kernel.shape)
+    return _standardize(kernel.reshape(-1, kernel.shape[-1]), gain, eps).reshape(kernel.shape)
+
+
+# On matrices: sums over three leading axes take XLA's CPU backend up to ten times longer. The
+# gradient is written out because it reads the weights once where autodiff's reads them five times.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _standardize(units: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
+    return _standardize_forward(units, gain, eps)[0]
+
+
+def _standardize_forward(
+    units: jax.Array, gain: jax.Array, eps: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    mean = jnp.mean(units, axis=0)
+    spread = jnp.var(units, axis=0) * len(units)
+    inverse = lax.rsqrt(jnp.maximum(spread, eps))
+    scale = gain * inverse
+    return units * scale - mean * scale, (units, gain, mean, spread, inverse)
+
+
+def _standardize_backward(
+    eps: float, saved: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    units, gain, mean, spread, inverse = saved
+    total = jnp.sum(gradient, axis=0)
+    gain_gradient = (jnp.sum(gradient * units, axis=0) - mean * total) * inverse
+    # At its lower bound the spread does not depend on the weights.
+    slope = jnp.where(spread > eps, gain_gradient * inverse, 0)
+    offset = total / len(units) - mean * slope
+    return gain * inverse * (gradient - units * slope - offset), gain_gradient
+
+
+_standardize.defvjp(_standardize_forward, _standardize_backward)
+
+
+class ScaledKernel(NamedTuple):
+    """What a convolution learns: ``w`` ``[k, k, I / groups, O]``, ``gain`` and ``bias`` ``[O]``."""
+
+    w: jax.Array
+    gain: jax.Array
+    bias: jax.Array
+
+    def weights(self, dtype: jnp.dtype) -> "Affine":
+        """The kernel, standardized, and the bias, in ``dtype``."""
+        return Affine(standardize(self.w, self.gain).astype(dtype), self.bias.astype(dtype))
 
 
 class Affine(NamedTuple):
@@ -115,6 +157,10 @@ class Affine(NamedTuple):
 
     kernel: jax.Array
     bias: jax.Array
+
+    def weights(self, dtype: jnp.dtype) -> "Affine":
+        """The same in ``dtype``."""
+        return Affine(self.kernel.astype(dtype), self.bias.astype(dtype))
 
 
 class WSConv2D(hk.Module):
@@ -140,14 +186,15 @@ class WSConv2D(hk.Module):
             )
         self._kernel_shape = (kernel_size, kernel_size, input_channels // groups, output_channels)
 
-    def weights(self, dtype: jnp.dtype) -> Affine:
-        """The standardized kernel and the bias, in ``dtype``."""
+    def parameters(self) -> ScaledKernel:
+        """The arrays that are learned."""
         channels = self._kernel_shape[-1:]
         initial = Normal(math.prod(self._kernel_shape[:-1]) ** -0.5)
-        kernel = hk.get_parameter("w", self._kernel_shape, init=initial)
-        gain = hk.get_parameter("gain", channels, init=jnp.ones)
-        bias = hk.get_parameter("bias", channels, init=jnp.zeros)
-        return Affine(standardize(kernel, gain).astype(dtype), bias.astype(dtype))
+        return ScaledKernel(
+            w=hk.get_parameter("w", self._kernel_shape, init=initial),
+            gain=hk.get_parameter("gain", channels, init=jnp.ones),
+            bias=hk.get_parameter("bias", channels, init=jnp.zeros),
+        )
 
 
 class Linear(hk.Module):
@@ -167,11 +214,12 @@ class Linear(hk.Module):
         self._shape = (input_size, output_size)
         self._std = input_size**-0.5 if std is None else std
 
-    def weights(self, dtype: jnp.dtype) -> Affine:
-        """The matrix and the bias, in ``dtype``."""
-        kernel = hk.get_parameter("w", self._shape, init=Normal(self._std))
-        bias = hk.get_parameter("b", self._shape[1:], init=jnp.zeros)
-        return Affine(kernel.astype(dtype), bias.astype(dtype))
+    def parameters(self) -> Affine:
+        """The arrays that are learned."""
+        return Affine(
+            kernel=hk.get_parameter("w", self._shape, init=Normal(self._std)),
+            bias=hk.get_parameter("b", self._shape[1:], init=jnp.zeros),
+        )
 
 
 class SqueezeExcite(hk.Module):
@@ -183,14 +231,34 @@ class SqueezeExcite(hk.Module):
         self._squeeze = Linear(channels, hidden, name="linear")
         self._excite = Linear(hidden, channels, name="linear_1")
 
-    def weights(self, dtype: jnp.dtype) -> tuple[Affine, Affine]:
-        """The weights of the squeezing and of the exciting layer, in ``dtype``."""
-        return self._squeeze.weights(dtype), self._excite.weights(dtype)
+    def parameters(self) -> tuple[Affine, Affine]:
+        """What the squeezing and the exciting layer learn."""
+        return self._squeeze.parameters(), self._excite.parameters()
 
 
-def convolve(weights: Affine, x: jax.Array, stride: int = 1) -> jax.Array:
-    """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), O]``, ``SAME`` padding."""
-    return conv2d(x, weights.kernel, stride) + weights.bias
+def convolve(weights: Affine, x: jax.Array, stride: int = 1, *, looped: bool = False) -> jax.Array:
+    """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), O]``, ``SAME`` padding.
+
+    ``looped`` says that this is compiled as the body of a loop.
+    """
+    return conv2d(x, weights.kernel, stride, looped=looped) + weights.bias
+
+
+def convolve_activated(
+    weights: Affine,
+    x: jax.Array,
+    activation: Activation,
+    stride: int = 1,
+    *,
+    looped: bool = False,
+) -> jax.Array:
+    """``convolve`` of the activated ``x``, which alone is kept for the gradient."""
+
+    @jax.checkpoint
+    def convolved(weights: Affine, x: jax.Array) -> jax.Array:
+        return convolve(weights, activation(x), stride, looped=looped)
+
+    return convolved(weights, x)
 
 
 def linear(weights: Affine, x: jax.Array) -> jax.Array:
@@ -199,14 +267,13 @@ def linear(weights: Affine, x: jax.Array) -> jax.Array:
 
 
 def squeeze_excite(weights: tuple[Affine, Affine], x: jax.Array) -> jax.Array:
-    """Scales the channels of ``x`` ``[N, H, W, C]`` by twice a sigmoid gate.
+    """``[N, C]``, the factors for the channels of ``x`` ``[N, H, W, C]``: twice a sigmoid gate.
 
     The factor two makes up for the gate's mean of one half (NF-ResNets, section 4.4).
     """
     squeeze, excite = weights
     pooled = jnp.mean(x, axis=(1, 2))
-    gate = jax.nn.sigmoid(linear(excite, jax.nn.relu(linear(squeeze, pooled))))
-    return x * (2 * gate)[:, None, None, :]
+    return 2 * jax.nn.sigmoid(linear(excite, jax.nn.relu(linear(squeeze, pooled))))
 
 
 def average_pool(x: jax.Array) -> jax.Array:

@@ -25,6 +25,25 @@ class BlockWeights(NamedTuple):
     shortcut: layers.Affine | None
 
 
+class BlockParameters(NamedTuple):
+    """All arrays that one block learns."""
+
+    convolutions: tuple[layers.ScaledKernel, ...]
+    squeeze_excite: tuple[layers.Affine, layers.Affine]
+    skip_gain: jax.Array
+    shortcut: layers.ScaledKernel | None
+
+    def weights(self, dtype: jnp.dtype) -> BlockWeights:
+        """What the block computes with, in ``dtype``, kernels standardized."""
+        squeeze, excite = self.squeeze_excite
+        return BlockWeights(
+            convolutions=tuple(kernel.weights(dtype) for kernel in self.convolutions),
+            squeeze_excite=(squeeze.weights(dtype), excite.weights(dtype)),
+            skip_gain=self.skip_gain.astype(dtype),
+            shortcut=self.shortcut.weights(dtype) if self.shortcut else None,
+        )
+
+
 class NFBlock(hk.Module):
     """The parameters of one block: bottleneck of 1x1, two grouped 3x3 and 1x1 convolutions.
 
@@ -62,13 +81,13 @@ class NFBlock(hk.Module):
         )
         self._squeeze_excite = layers.SqueezeExcite(output_channels, se_ratio, "squeeze_excite")
 
-    def weights(self, dtype: jnp.dtype) -> BlockWeights:
-        """The block's arrays in ``dtype``, kernels standardized."""
-        return BlockWeights(
-            convolutions=tuple(convolution.weights(dtype) for convolution in self._convolutions),
-            squeeze_excite=self._squeeze_excite.weights(dtype),
-            skip_gain=hk.get_parameter("skip_gain", (), init=jnp.zeros).astype(dtype),
-            shortcut=self._shortcut.weights(dtype) if self._shortcut else None,
+    def parameters(self) -> BlockParameters:
+        """The arrays that are learned."""
+        return BlockParameters(
+            convolutions=tuple(convolution.parameters() for convolution in self._convolutions),
+            squeeze_excite=self._squeeze_excite.parameters(),
+            skip_gain=hk.get_parameter("skip_gain", (), init=jnp.zeros),
+            shortcut=self._shortcut.parameters() if self._shortcut else None,
         )
 
 
@@ -78,14 +97,15 @@ def nf_block(
     *,
     activation: layers.Activation,
     alpha: float,
-    beta: float,
+    beta: float | jax.Array,
     stride: int = 1,
     keep: jax.Array | None = None,
+    looped: bool = False,
 ) -> jax.Array:
     """Applies one block.
 
     Args:
-      weights: of ``NFBlock.weights``, in the dtype of ``x``.
+      weights: of ``BlockParameters.weights``, in the dtype of ``x``.
       x: ``[N, H, W, I]``.
       activation: scaled to unit variance.
       alpha: standard deviation of what the branch adds, for a skip gain of one.
@@ -93,6 +113,7 @@ def nf_block(
       stride: of the first 3x3 convolution; 2 halves the resolution.
       keep: ``[N]`` booleans, which examples keep the branch (stochastic depth); None keeps all. As
         in the published networks a kept branch is not scaled up.
+      looped: whether this is compiled as the body of a loop over blocks.
 
     Returns:
       ``[N, ceil(H / stride), ceil(W / stride), O]``.
@@ -104,10 +125,12 @@ def nf_block(
         pooled = layers.average_pool(activated) if stride > 1 else activated
         shortcut = layers.convolve(weights.shortcut, pooled)
     branch = layers.convolve(reduce, activated)
-    for index, convolution in enumerate(spatial):
-        branch = layers.convolve(convolution, activation(branch), stride if index == 0 else 1)
-    branch = layers.convolve(expand, activation(branch))
-    branch = layers.squeeze_excite(weights.squeeze_excite, branch) * (alpha * weights.skip_gain)
+    for index, convolution in enumerate((*spatial, expand)):
+        branch = layers.convolve_activated(
+            convolution, branch, activation, stride if index == 0 else 1, looped=looped
+        )
+    # All that scales the branch does so in one pass over it.
+    scale = layers.squeeze_excite(weights.squeeze_excite, branch) * (alpha * weights.skip_gain)
     if keep is not None:
-        branch = jnp.where(keep[:, None, None, None], branch, 0)
-    return shortcut + branch
+        scale = jnp.where(keep[:, None], scale, 0)
+    return shortcut + branch * scale[:, None, None, :]

@@ -1,16 +1,22 @@
 """NFNets: the networks of Brock et al. 2021b, arXiv:2102.06171, section 5, and small relatives."""
 
 import dataclasses
-import math
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from nfnets_jax.errors import InputError
 from nfnets_jax.models import layers
-from nfnets_jax.models.nf_block import NFBlock, nf_block
+from nfnets_jax.models.nf_block import BlockWeights, NFBlock, nf_block
+from nfnets_jax.models.stacking import stack
+
+REMAT = ("none", "block", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +38,10 @@ class NFNetConfig:
       final_expansion: channels of the last 1x1 convolution over the width of the last stage.
       alpha: standard deviation that each block adds.
       activation: a key of ``layers.ACTIVATION_GAINS``.
+      looped_blocks: from how many equal blocks in a row on they are compiled once, as a loop. It
+        saves minutes of compilation in deep networks; unrolled blocks run a little faster.
+      remat: what is computed anew for the gradient instead of being kept: ``"none"`` but the
+        activations, each ``"block"`` from its input, or each stage in ``"full"``, block by block.
     """
 
     width: tuple[int, ...]
@@ -48,6 +58,12 @@ class NFNetConfig:
     final_expansion: int = 2
     alpha: float = 0.2
     activation: str = "gelu"
+    looped_blocks: int = 6
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.remat not in REMAT:
+            raise InputError(f"no remat {self.remat!r}; there are {', '.join(REMAT)}")
 
 
 def _imagenet(
@@ -109,34 +125,37 @@ VARIANTS: Mapping[str, NFNetConfig] = MappingProxyType(
 )
 
 
-class NFNet(hk.Module):
-    """A normalizer-free network with the parameter names of the published ones.
+class StageWeights(NamedTuple):
+    """Of a stage the first block and the rest, which are equal to each other.
 
-    Args:
-      config: the variant.
-      num_classes: length of the logits.
-      dtype: of the computation; parameters, weight standardization, pooling and logits are float32.
-      features: also return the output of each stage.
+    The rest is either a block each or, to be run as a loop, one whose arrays have a leading axis.
     """
 
+    first: BlockWeights
+    rest: tuple[BlockWeights, ...] | BlockWeights
+
+
+class NetworkWeights(NamedTuple):
+    """All arrays that the computation needs."""
+
+    stem: tuple[layers.Affine, ...]
+    stages: tuple[StageWeights, ...]
+    final: layers.Affine
+    classifier: layers.Affine
+
+
+class NFNet(hk.Module):
+    """The parameters of a normalizer-free network, named as the published ones."""
+
     def __init__(
-        self,
-        config: NFNetConfig,
-        num_classes: int,
-        input_channels: int,
-        dtype: jnp.dtype,
-        features: bool = False,
-        name: str = "NFNet",
+        self, config: NFNetConfig, num_classes: int, input_channels: int, name: str = "NFNet"
     ):
         super().__init__(name)
         self._config = config
-        self._dtype = dtype
-        self._features = features
         channels = input_channels
         self._stem = []
-        for index, (width, stride) in enumerate(config.stem):
-            convolution = layers.WSConv2D(channels, width, 3, name=f"stem_conv{index}")
-            self._stem.append((convolution, stride))
+        for index, (width, _) in enumerate(config.stem):
+            self._stem.append(layers.WSConv2D(channels, width, 3, name=f"stem_conv{index}"))
             channels = width
         self._stages: list[list[NFBlock]] = []
         for width, depth, stride in zip(config.width, config.depth, config.strides, strict=True):
@@ -157,61 +176,135 @@ class NFNet(hk.Module):
         self._final_conv = layers.WSConv2D(channels, final_channels, 1, name="final_conv")
         self._linear = layers.Linear(final_channels, num_classes, std=0.01, name="linear")
 
-    def __call__(self, images: jax.Array, keys: jax.Array | None = None) -> dict[str, jax.Array]:
-        """Classifies images.
+    def weights(self, dtype: jnp.dtype) -> NetworkWeights:
+        """What ``nfnet`` computes with: kernels standardized, in ``dtype``; the classifier float32.
 
-        Args:
-          images: ``[N, H, W, C]`` floats, normalized.
-          keys: ``[N]`` random keys, one an example, for stochastic depth and dropout; None turns
-            both off.
-
-        Returns:
-          ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, final channels]``, float32; with
-          ``features`` also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
+        Standardizing costs what reading all parameters ten times does, so it is done once a step,
+        however many batches the step is made of.
         """
-        config, dtype = self._config, self._dtype
-        activation = layers.scaled_activation(config.activation)
-        x = images.astype(dtype)
-        for index, (convolution, stride) in enumerate(self._stem):
-            x = layers.convolve(convolution.weights(dtype), activation(x) if index else x, stride)
-
-        keep = self._survivors(keys)
-        outputs, position, expected_variance = {}, 0, 1.0
-        for number, stage in enumerate(self._stages, start=1):
-            for block in stage:
-                x = nf_block(
-                    block.weights(dtype),
-                    x,
-                    activation=activation,
-                    alpha=config.alpha,
-                    beta=1 / math.sqrt(expected_variance),
-                    stride=block.stride,
-                    keep=None if keep is None else keep[position],
-                )
-                if block.is_transition:
-                    expected_variance = 1.0
-                expected_variance += config.alpha**2
-                position += 1
-            if self._features:
-                outputs[f"stage_{number}"] = x
-
-        x = activation(layers.convolve(self._final_conv.weights(dtype), x))
-        pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        classifier = self._linear.weights(jnp.float32)
-        if keys is not None and config.dropout_rate > 0:
-            dropped = layers.dropout(
-                jax.vmap(jax.random.fold_in, (0, None))(keys, 1), pool, config.dropout_rate
-            )
-            logits = layers.linear(classifier, dropped)
-        else:
-            logits = layers.linear(classifier, pool)
-        return {**outputs, "pool": pool, "logits": logits}
-
-    def _survivors(self, keys: jax.Array | None) -> jax.Array | None:
-        """Which examples keep which block's branch, ``[blocks, N]``; None where all do."""
-        rate, blocks = self._config.stochastic_depth_rate, sum(self._config.depth)
-        if keys is None or rate == 0:
-            return None
-        return layers.survivors(
-            jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rate * jnp.arange(blocks) / blocks
+        return NetworkWeights(
+            stem=tuple(convolution.parameters().weights(dtype) for convolution in self._stem),
+            stages=tuple(self._stage_weights(stage, dtype) for stage in self._stages),
+            final=self._final_conv.parameters().weights(dtype),
+            classifier=self._linear.parameters(),
         )
+
+    def _stage_weights(self, stage: list[NFBlock], dtype: jnp.dtype) -> StageWeights:
+        first, *rest = (block.parameters() for block in stage)
+        if len(rest) < self._config.looped_blocks:
+            return StageWeights(first.weights(dtype), tuple(block.weights(dtype) for block in rest))
+        stacked = jax.vmap(lambda block: block.weights(dtype))(stack(rest))
+        return StageWeights(first.weights(dtype), stacked)
+
+
+def nfnet(
+    weights: NetworkWeights,
+    images: jax.Array,
+    keys: jax.Array | None = None,
+    *,
+    config: NFNetConfig,
+    features: bool = False,
+) -> dict[str, jax.Array]:
+    """Classifies images.
+
+    Args:
+      weights: of ``NFNet.weights``; all but the classifier is computed in their dtype.
+      images: ``[N, H, W, C]`` floats, normalized.
+      keys: ``[N]`` random keys, one an example, for stochastic depth and dropout; None turns both
+        off.
+      config: the one that the weights were made by.
+      features: also return the output of each stage.
+
+    Returns:
+      ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, final channels]``, float32; with
+      ``features`` also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
+    """
+    activation = layers.scaled_activation(config.activation)
+    x = images.astype(weights.final.kernel.dtype)
+    for index, (convolution, (_, stride)) in enumerate(zip(weights.stem, config.stem, strict=True)):
+        if index == 0:
+            x = layers.convolve(convolution, x, stride)
+        else:
+            x = layers.convolve_activated(convolution, x, activation, stride)
+
+    transitions = [
+        index == 0 and stage.first.shortcut is not None
+        for stage, depth in zip(weights.stages, config.depth, strict=True)
+        for index in range(depth)
+    ]
+    betas = 1 / np.sqrt(expected_variances(transitions, config.alpha))
+    keep = None
+    if keys is not None and config.stochastic_depth_rate > 0:
+        rates = config.stochastic_depth_rate * jnp.arange(len(betas)) / len(betas)
+        keep = layers.survivors(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rates)
+    outputs, end = {}, 0
+    for number, (stage, depth) in enumerate(zip(weights.stages, config.depth, strict=True)):
+        run: Callable[..., jax.Array] = functools.partial(
+            _run_stage, betas=betas[end : end + depth], stride=config.strides[number], config=config
+        )
+        if config.remat == "full":
+            run = jax.checkpoint(run)
+        x = run(stage, x, None if keep is None else keep[end : end + depth])
+        end += depth
+        if features:
+            outputs[f"stage_{number + 1}"] = x
+
+    x = activation(layers.convolve(weights.final, x))
+    pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    seen = pool
+    if keys is not None and config.dropout_rate > 0:
+        dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+        seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
+    return {**outputs, "pool": pool, "logits": layers.linear(weights.classifier, seen)}
+
+
+def expected_variances(transitions: Iterable[bool], alpha: float) -> list[float]:
+    """Of the input of each block at initialization (NF-ResNets, section 3).
+
+    ``transitions`` says of each block whether its shortcut starts from the activated input.
+    """
+    variances, variance = [], 1.0
+    for transition in transitions:
+        variances.append(variance)
+        variance = (1.0 if transition else variance) + alpha**2
+    return variances
+
+
+def _run_stage(
+    stage: StageWeights,
+    x: jax.Array,
+    keep: jax.Array | None,
+    *,
+    betas: np.ndarray,
+    stride: int,
+    config: NFNetConfig,
+) -> jax.Array:
+    """One block after the other; ``keep`` ``[depth, N]`` and ``betas`` ``[depth]`` are theirs."""
+
+    def block(stride: int = 1, looped: bool = False) -> Callable[..., jax.Array]:
+        def run(
+            weights: BlockWeights, x: jax.Array, beta: float | jax.Array, keep: jax.Array | None
+        ) -> jax.Array:
+            return nf_block(
+                weights,
+                x,
+                activation=layers.scaled_activation(config.activation),
+                alpha=config.alpha,
+                beta=beta,
+                stride=stride,
+                keep=keep,
+                looped=looped,
+            )
+
+        return run if config.remat == "none" else jax.checkpoint(run)
+
+    kept = [None] * len(betas) if keep is None else keep
+    x = block(stride)(stage.first, x, float(betas[0]), kept[0])
+    if isinstance(stage.rest, BlockWeights):
+        step = block(looped=True)
+        inputs = (stage.rest, jnp.asarray(betas[1:], x.dtype), None if keep is None else keep[1:])
+        x, _ = jax.lax.scan(lambda x, one: (step(one[0], x, *one[1:]), None), x, inputs)
+    else:
+        for index, weights in enumerate(stage.rest, start=1):
+            x = block()(weights, x, float(betas[index]), kept[index])
+    return x

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,15 +16,15 @@ from nfnets_jax.models.initialization import init_params
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-_Module = Callable[..., Callable[..., dict[str, jax.Array]]]
-_REGISTRY: Mapping[str, tuple[_Module, Any]] = {
-    name: (nfnet.NFNet, config) for name, config in nfnet.VARIANTS.items()
-}
+_REGISTRY: Mapping[str, nfnet.NFNetConfig] = nfnet.VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network as two pure functions.
+    """A network as pure functions.
+
+    ``apply`` is ``forward`` of what ``prepare`` makes of the parameters. Whoever runs many batches
+    with the same parameters does the two apart.
 
     Attributes:
       name: the name it was created by.
@@ -34,7 +35,8 @@ class Model:
     name: str
     num_classes: int
     config: Any
-    _network: Callable[[jax.Array, jax.Array | None], dict[str, jax.Array]]
+    _weights: Callable[[jax.Array], Any]
+    _forward: Callable[[Any, jax.Array, jax.Array | None], dict[str, jax.Array]]
 
     def init(
         self, rng: jax.Array, images: jax.Array, is_training: bool = True
@@ -51,7 +53,7 @@ class Model:
           without running statistics.
         """
         del is_training
-        return init_params(self._network, rng, images, None), {}
+        return init_params(self._weights, rng, images), {}
 
     def apply(
         self,
@@ -74,8 +76,29 @@ class Model:
         Returns:
           ``{"logits": [N, num_classes], "pool": [N, features], ...}``, float32, and the state.
         """
+        return self.forward(self.prepare(params, images), state, rng, images, is_training)
+
+    def prepare(self, params: hk.Params, images: jax.Array) -> Any:
+        """The arrays that ``forward`` computes with, kernels standardized, in the compute dtype.
+
+        Args:
+          params: as ``init`` gives them.
+          images: ``[N, H, W, C]``; only the channels matter.
+        """
+        return hk.transform(self._weights).apply(params, None, images)
+
+    def forward(
+        self,
+        weights: Any,
+        state: hk.State,
+        rng: jax.Array | None,
+        images: jax.Array,
+        is_training: bool,
+    ) -> tuple[dict[str, jax.Array], hk.MutableState]:
+        """``apply``, but of the weights that ``prepare`` gives."""
         keys = None if rng is None or not is_training else _example_keys(rng, len(images))
-        return hk.transform_with_state(self._network).apply(params, state, None, images, keys)
+        del state  # No network here keeps any yet.
+        return self._forward(weights, images, keys), {}
 
 
 def create_model(
@@ -111,18 +134,21 @@ def create_model(
         raise InputError(f"no model {name!r}; {nearest(name, _REGISTRY)}")
     if precision not in PRECISIONS:
         raise InputError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
-    module, config = _REGISTRY[name]
+    config = _REGISTRY[name]
     fields = [field.name for field in dataclasses.fields(config)]
     for override in overrides:
         if override not in fields:
             raise InputError(f"{name} has no setting {override!r}; {nearest(override, fields)}")
     config = dataclasses.replace(config, **overrides)
-
-    def network(images: jax.Array, keys: jax.Array | None) -> dict[str, jax.Array]:
-        channels = images.shape[-1]
-        return module(config, num_classes, channels, PRECISIONS[precision], features)(images, keys)
-
-    return Model(name, num_classes, config, network)
+    return Model(
+        name,
+        num_classes,
+        config,
+        lambda images: nfnet.NFNet(config, num_classes, images.shape[-1]).weights(
+            PRECISIONS[precision]
+        ),
+        functools.partial(nfnet.nfnet, config=config, features=features),
+    )
 
 
 def list_models(pattern: str = "*") -> list[str]:

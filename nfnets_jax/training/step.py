@@ -89,10 +89,13 @@ def make_update(
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (model_state, logits)), grads = gradient(state.params)
         top1 = jnp.mean(objective.in_top(logits, batch["label"], 1))
-        grads, model_state, loss, top1 = lax.pmean((grads, model_state, loss, top1), _AXIS)
+        if lax.axis_size(_AXIS) > 1:
+            grads, model_state, loss, top1 = lax.pmean((grads, model_state, loss, top1), _AXIS)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        # Barriers keep XLA from computing in one loop what is then also written by another.
+        params = lax.optimization_barrier(optax.apply_updates(state.params, updates))
+        grad_norm = optax.tree.norm(lax.optimization_barrier(grads))
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         new_state = TrainState(
             step=state.step + 1,
@@ -102,7 +105,7 @@ def make_update(
             opt_state=opt_state,
             ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
         )
-        return new_state, {"loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
+        return new_state, {"loss": loss, "top1": top1, "grad_norm": grad_norm}
 
     return jax.pmap(update, axis_name=_AXIS, devices=devices, donate_argnums=0)
 

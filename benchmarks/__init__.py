@@ -1,0 +1,1 @@
+"""Figures of speed, each one command; ``python -m benchmarks.compare`` sets them beside peers'."""

@@ -1,0 +1,53 @@
+"""The time that the compilation of a model's gradient takes, as one line of JSON.
+
+    python -m benchmarks.compile_time --model=nfnet_f6
+
+Nothing is run and no parameters are made. ``--unrolled`` compiles every block by itself.
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import nfnets_jax
+from benchmarks import machine
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="nfnet_f6")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--unrolled", action="store_true")
+    arguments = parser.parse_args()
+    overrides: dict[str, Any] = {"looped_blocks": 1000} if arguments.unrolled else {}
+    model = nfnets_jax.create_model(arguments.model, **overrides)
+    images = jax.ShapeDtypeStruct((arguments.batch, arguments.size, arguments.size, 3), jnp.float32)
+    params = jax.eval_shape(
+        lambda key: model.init(key, jnp.zeros(images.shape))[0], jax.random.key(0)
+    )
+
+    @jax.grad
+    def gradient(params: dict, images: jax.Array) -> jax.Array:
+        outputs, _ = model.apply(params, {}, None, images, False)
+        return jnp.mean(jnp.square(outputs["logits"]))
+
+    start = time.perf_counter()
+    lowered = jax.jit(gradient).lower(params, images)
+    traced = time.perf_counter()
+    lowered.compile()
+    figures = {
+        "trace_seconds": traced - start,
+        "compile_seconds": time.perf_counter() - traced,
+        "seconds": time.perf_counter() - start,
+    }
+    print(json.dumps({**vars(arguments), **figures, **machine.describe()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The time of one training step, as one line of JSON.
+
+    python -m benchmarks.train_step --model=nfnet_f0 --batch=8 --size=192 --steps=5
+
+The step is the one of ``experiments.run`` on one device: loss, gradient, AGC, SGD with Nesterov
+momentum, moving average of the parameters. ``--forward`` times inference instead.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from typing import Any, cast
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import nfnets_jax
+from benchmarks import machine
+from nfnets_jax import optax_agc
+from nfnets_jax.data.pipeline import Batch
+from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.errors import InputError
+from nfnets_jax.models.nfnet import REMAT
+from nfnets_jax.models.registry import PRECISIONS, Model
+from nfnets_jax.training import step
+
+_CLASSES = 1000
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="nfnet_f0")
+    parser.add_argument("--batch", type=int, default=8, help="images a step")
+    parser.add_argument("--size", type=int, default=192, help="side of the images, in pixels")
+    parser.add_argument("--steps", type=int, default=5, help="steps that are timed, after two")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
+    parser.add_argument("--remat", default="none", choices=REMAT)
+    parser.add_argument("--forward", action="store_true", help="inference, not training")
+    parser.add_argument("--plain", action="store_true", help="with XLA's own convolutions")
+    arguments = parser.parse_args()
+    plain = mock.patch("nfnets_jax.models.layers.conv2d", _plain_conv2d)
+    try:
+        if arguments.plain:
+            plain.start()
+        print(json.dumps(measure(arguments)))
+    except InputError as error:
+        sys.exit(str(error))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures, by name: seconds, images a second, bytes, FLOPs."""
+    model = nfnets_jax.create_model(
+        arguments.model, _CLASSES, precision=arguments.precision, remat=arguments.remat
+    )
+    shape = (arguments.batch, arguments.size, arguments.size, 3)
+    measured = (_forward if arguments.forward else _train)(model, shape, arguments.steps)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    params = jax.eval_shape(lambda key: model.init(key, jnp.zeros(shape))[0], jax.random.key(0))
+    forward = machine.flops(lambda p, x: model.apply(p, {}, None, x, False)[0], params, images)
+    flops_per_image = forward / arguments.batch * (1 if arguments.forward else 3)
+    rate = flops_per_image * arguments.batch / measured["seconds"]
+    matmul_rate = machine.matmul_rate(PRECISIONS[arguments.precision])
+    return {
+        **vars(arguments),
+        **measured,
+        "images_per_second": arguments.batch / measured["seconds"],
+        "flops_per_image": flops_per_image,
+        "flops_per_second": rate,
+        "matmul_flops_per_second": matmul_rate,
+        "share_of_matmul_rate": rate / matmul_rate,
+        **machine.describe(),
+    }
+
+
+def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
+    devices = jax.devices()[:1]
+    optimizer = optax_agc.sgd_agc(0.1)
+    dataset = open_dataset("synthetic", size=shape[1])
+    update = step.make_update(
+        model, optimizer, dataset, label_smoothing=0.1, ema_decay=0.9999, devices=devices
+    )
+    rng = np.random.default_rng(0)
+    examples = Batch(
+        image=rng.integers(0, 256, shape, np.uint8),
+        label=rng.integers(0, _CLASSES, shape[:1]),
+        mask=np.ones(shape[:1], np.float32),
+    )
+    batch = step.split(examples, 1)
+    state = step.replicate(step.create_state(model, optimizer, shape, 0), devices)
+    start = time.perf_counter()
+    compiled: Any = cast(Any, update).lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def run() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return metrics
+
+    machine.seconds(run, 2)
+    median = statistics.median(machine.seconds(run, steps))
+    optimizer_seconds = _optimizer_seconds(optimizer, step.fetch(state), steps)
+    return {
+        "seconds": median,
+        "compile_seconds": compile_seconds,
+        "peak_bytes": _peak_bytes(compiled),
+        "optimizer_share": optimizer_seconds / median,
+    }
+
+
+def _forward(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
+    images = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+    params, state = jax.jit(model.init)(jax.random.key(0), images)
+    forward = jax.jit(lambda params, x: model.apply(params, state, None, x, False)[0]["logits"])
+    start = time.perf_counter()
+    compiled = forward.lower(params, images).compile()
+    compile_seconds = time.perf_counter() - start
+    machine.seconds(lambda: compiled(params, images), 2)
+    return {
+        "seconds": statistics.median(machine.seconds(lambda: compiled(params, images), steps)),
+        "compile_seconds": compile_seconds,
+        "peak_bytes": _peak_bytes(compiled),
+    }
+
+
+def _optimizer_seconds(
+    optimizer: optax.GradientTransformation, state: step.TrainState, steps: int
+) -> float:
+    """Median time of AGC, momentum, the new parameters and their average, without a gradient."""
+
+    @jax.jit
+    def update(grads: Any, opt_state: Any, params: Any, average: Any) -> Any:
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = lax.optimization_barrier(optax.apply_updates(params, updates))
+        return opt_state, params, optax.incremental_update(params, average, 1e-4)
+
+    carried = jax.device_put((state.opt_state, state.params, state.ema_params))
+    grads = jax.tree.map(lambda param: 1e-3 * jnp.ones_like(param), carried[1])
+    donating = jax.jit(update, donate_argnums=(1, 2, 3))
+
+    def run() -> Any:
+        nonlocal carried
+        carried = donating(grads, *carried)
+        return carried
+
+    machine.seconds(run, 2)
+    return statistics.median(machine.seconds(run, steps))
+
+
+def _peak_bytes(compiled: Any) -> int:
+    """Most bytes in use at once: as the device counted, or else as the compiler planned."""
+    counted = jax.devices()[0].memory_stats()
+    if counted:
+        return counted["peak_bytes_in_use"]
+    plan = compiled.memory_analysis()
+    return (
+        plan.temp_size_in_bytes
+        + plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes
+    )
+
+
+def _plain_conv2d(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = False
+) -> jax.Array:
+    del looped
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+
+
+if __name__ == "__main__":
+    main()
