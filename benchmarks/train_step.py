@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--forward", action="store_true", help="inference, not training")
     parser.add_argument("--plain", action="store_true", help="with XLA's own convolutions")
     arguments = parser.parse_args()
-    plain = mock.patch("nfnets_jax.models.layers.conv2d", _plain_conv2d)
+    plain = mock.patch("nfnets_jax.models.layers.conv2d", plain_conv2d)
     try:
         if arguments.plain:
             plain.start()
@@ -167,9 +167,10 @@ def _peak_bytes(compiled: Any) -> int:
     )
 
 
-def _plain_conv2d(
+def plain_conv2d(
     x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = False
 ) -> jax.Array:
+    """``models.convolution.conv2d`` as XLA does it by itself."""
     del looped
     return lax.conv_general_dilated(
         x,

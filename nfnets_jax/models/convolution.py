@@ -6,17 +6,21 @@ Three things that training needs all the time are put into those terms:
 - A grouped convolution, above all its gradients (jax issue 13800), becomes one dense convolution a
   group.
 - The gradient of a kernel is compiled as a convolution whose kernel is as large as the image. It
-  becomes one matrix product a kernel position, of the image shifted to it with the gradient.
+  becomes one matrix product a kernel position, of the image shifted to it with the gradient. In the
+  body of a loop, where XLA has no fast convolution for gradients, this holds for all shapes.
 - A 1x1 convolution of stride 1 becomes a matrix product, gradients and all.
 
 Other backends get the plain operation.
 """
 
 import functools
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from nfnets_jax.models.looping import opaque_range
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Below either, the native gradient of a kernel is as fast as the products, and faster to compile.
@@ -51,10 +55,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = F
         return _product(pixels, kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
     if jax.default_backend() != "cpu":
         return _native(x, kernel, stride, groups)
-    if groups == 1:
-        return _dense(x, kernel, stride, looped)
-    parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
-    return jnp.concatenate([_dense(part, k, stride, looped) for part, k in parts], axis=-1)
+    return _split(x, kernel, stride, looped)
 
 
 @jax.custom_vjp
@@ -84,50 +85,76 @@ def _native(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> ja
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dense(x: jax.Array, kernel: jax.Array, stride: int, looped: bool) -> jax.Array:
-    """A convolution of one group whose kernel's gradient is a sum of matrix products."""
-    return _native(x, kernel, stride)
+def _split(x: jax.Array, kernel: jax.Array, stride: int, looped: bool) -> jax.Array:
+    """A dense convolution a group, and gradients of kernels that are sums of matrix products."""
+    groups = x.shape[-1] // kernel.shape[2]
+    return _join(lambda x, kernel: _native(x, kernel, stride), groups, looped, x, kernel)
 
 
-def _dense_forward(
+def _split_forward(
     x: jax.Array, kernel: jax.Array, stride: int, looped: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _native(x, kernel, stride), (x, kernel)
+    return _split(x, kernel, stride, looped), (x, kernel)
 
 
-def _dense_backward(
+def _split_backward(
     stride: int, looped: bool, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    if looped and stride == 1:
-        x_gradient = _native(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), stride)
-    else:
-        _, pull_x = jax.vjp(lambda x: _native(x, kernel, stride), x)
-        (x_gradient,) = pull_x(gradient)
+    groups = x.shape[-1] // kernel.shape[2]
     pixels = gradient.size // gradient.shape[-1]
-    if looped or (pixels >= _SHIFTED_MIN_PIXELS and x.shape[-1] >= _SHIFTED_MIN_CHANNELS):
-        kernel_gradient = _kernel_gradient(x, gradient, kernel.shape[:2], stride)
-    else:
-        _, pull_kernel = jax.vjp(lambda kernel: _native(x, kernel, stride), kernel)
-        (kernel_gradient,) = pull_kernel(gradient)
-    return x_gradient, kernel_gradient
+    by_products = pixels >= _SHIFTED_MIN_PIXELS and kernel.shape[2] >= _SHIFTED_MIN_CHANNELS
+
+    def of_x(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+        odd = all(length % 2 for length in kernel.shape[:2])
+        if looped and stride == 1 and odd:
+            return _native(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), stride)
+        return jax.vjp(lambda x: _native(x, kernel, stride), x)[1](gradient)[0]
+
+    def of_kernel(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+        if by_products:
+            return _kernel_gradient(x, gradient, kernel.shape[:2], stride)
+        return jax.vjp(lambda kernel: _native(x, kernel, stride), kernel)[1](gradient)[0]
+
+    x_gradient = _join(of_x, groups, looped, x, kernel, gradient)
+    if looped:
+        return x_gradient, _kernel_gradient(x, gradient, kernel.shape[:2], stride, groups)
+    return x_gradient, _join(of_kernel, groups, looped, x, kernel, gradient)
 
 
-_dense.defvjp(_dense_forward, _dense_backward)
+_split.defvjp(_split_forward, _split_backward)
+
+
+def _join(
+    function: Callable[..., jax.Array], groups: int, looped: bool, *arrays: jax.Array
+) -> jax.Array:
+    """A function of each group of the arrays' channels, their last axis, joined along them."""
+    places: Iterable[int | jax.Array] = (
+        opaque_range(groups) if looped and groups > 1 else range(groups)
+    )
+
+    def part(array: jax.Array, place: int | jax.Array) -> jax.Array:
+        width = array.shape[-1] // groups
+        return lax.dynamic_slice_in_dim(array, place * width, width, axis=-1)
+
+    return jnp.concatenate(
+        [function(*(part(array, place) for array in arrays)) for place in places], axis=-1
+    )
 
 
 def _kernel_gradient(
-    x: jax.Array, gradient: jax.Array, window: tuple[int, ...], stride: int
+    x: jax.Array, gradient: jax.Array, window: tuple[int, ...], stride: int, groups: int = 1
 ) -> jax.Array:
     """``[h, w, I, O]``: a position of the window at a time, what it saw times the gradient."""
     (height, width), (rows, columns) = window, gradient.shape[1:3]
     padding = lax.padtype_to_pads(x.shape[1:3], window, (stride, stride), "SAME")
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    flat = gradient.reshape(-1, gradient.shape[-1])
+    inputs, outputs = x.shape[-1] // groups, gradient.shape[-1]
+    flat = gradient.reshape(-1, groups, outputs // groups)
 
     def product(i: int, j: int) -> jax.Array:
         seen = padded[:, i::stride, j::stride][:, :rows, :columns]
-        return seen.reshape(-1, x.shape[-1]).T @ flat
+        return jnp.einsum("pgi,pgo->igo", seen.reshape(-1, groups, inputs), flat)
 
     products = [product(i, j) for i in range(height) for j in range(width)]
-    return jnp.stack(products).reshape(*window, x.shape[-1], gradient.shape[-1])
+    return jnp.stack(products).reshape(*window, inputs, outputs)

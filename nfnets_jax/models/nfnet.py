@@ -13,8 +13,8 @@ import numpy as np
 
 from nfnets_jax.errors import InputError
 from nfnets_jax.models import layers
+from nfnets_jax.models.looping import stack
 from nfnets_jax.models.nf_block import BlockWeights, NFBlock, nf_block
-from nfnets_jax.models.stacking import stack
 
 REMAT = ("none", "block", "full")
 

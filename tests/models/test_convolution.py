@@ -24,10 +24,12 @@ from nfnets_jax.models.convolution import conv2d
         (91, 32, 8, 3, 2, 1),
         (48, 32, 8, 5, 1, 1),
         (96, 32, 8, 1, 2, 1),
+        (6, 8, 8, 2, 1, 1),
     ],
 )
+@pytest.mark.parametrize("looped", [False, True])
 def test_equals_lax_in_value_and_gradient(
-    size: int, channels: int, outputs: int, kernel: int, stride: int, groups: int
+    size: int, channels: int, outputs: int, kernel: int, stride: int, groups: int, looped: bool
 ) -> None:
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, size, size, channels)), jnp.float32)
@@ -41,7 +43,7 @@ def test_equals_lax_in_value_and_gradient(
         )
 
     expected, pull_expected = jax.vjp(plain, x, w)
-    actual, pull_actual = jax.vjp(lambda x, w: conv2d(x, w, stride), x, w)
+    actual, pull_actual = jax.vjp(lambda x, w: conv2d(x, w, stride, looped=looped), x, w)
     cotangent = jnp.asarray(rng.standard_normal(expected.shape), jnp.float32)
     for a, b in zip(
         (actual, *pull_actual(cotangent)), (expected, *pull_expected(cotangent)), strict=True

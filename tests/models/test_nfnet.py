@@ -2,12 +2,14 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import nfnets_jax
+from nfnets_jax.errors import InputError
 from tests import golden
 
 FAMILY = [f"nfnet_f{i}{plus}" for plus in ("", "_plus") for i in range(8)]
@@ -114,3 +116,34 @@ def test_bfloat16_computes_near_float32() -> None:
     assert half["stage_1"].dtype == jnp.bfloat16
     assert half["logits"].dtype == half["pool"].dtype == jnp.float32
     np.testing.assert_allclose(half["logits"], full["logits"], atol=0.1 * np.std(full["logits"]))
+
+
+@pytest.mark.parametrize("looped_blocks", [1, 100])
+@pytest.mark.parametrize("remat", ["none", "block", "full"])
+def test_loops_and_rematerialization_change_nothing(looped_blocks: int, remat: str) -> None:
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+
+    def loss_and_gradient(**overrides: Any) -> Any:
+        model = nfnets_jax.create_model(
+            "nfnet_micro", 10, depth=(1, 3, 1), stochastic_depth_rate=0.5, **overrides
+        )
+        params, state = model.init(jax.random.key(0), images)
+        # A skip gain of zero would hide the branches.
+        params = jax.tree.map(lambda param: param + 0.5 if param.ndim == 0 else param, params)
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(params: Any) -> jax.Array:
+            outputs, _ = model.apply(params, state, jax.random.key(2), images, True)
+            return jnp.sum(jnp.square(outputs["logits"]))
+
+        return loss(params)
+
+    expected = loss_and_gradient(looped_blocks=100, remat="none")
+    actual = loss_and_gradient(looped_blocks=looped_blocks, remat=remat)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_remat_must_be_known() -> None:
+    with pytest.raises(InputError, match="no remat 'blocks'; there are none, block, full"):
+        nfnets_jax.create_model("nfnet_micro", remat="blocks")

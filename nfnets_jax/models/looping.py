@@ -1,4 +1,4 @@
-"""Equal trees as one whose arrays have a leading axis, cheap to compile the gradient of."""
+"""What keeps a loop over equal blocks cheap to compile."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -10,29 +10,29 @@ from jax import lax
 Tree = TypeVar("Tree")
 
 
+@jax.custom_vjp
 def stack(trees: Sequence[Tree]) -> Tree:
     """One tree of arrays ``[len(trees), ...]`` from trees of the same form and shapes."""
-    return jax.tree.map(lambda *arrays: _stack(arrays), *trees)
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
 
 
-@jax.custom_vjp
-def _stack(arrays: tuple[jax.Array, ...]) -> jax.Array:
-    return jnp.stack(arrays)
+def _stack_forward(trees: Sequence[Tree]) -> tuple[Tree, int]:
+    return stack(trees), len(trees)
 
 
-def _stack_forward(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-    return jnp.stack(arrays), None
+def _stack_backward(length: int, gradient: Tree) -> tuple[list[Tree]]:
+    def take(place: jax.Array) -> Tree:
+        return jax.tree.map(
+            lambda array: lax.dynamic_index_in_dim(array, place, keepdims=False), gradient
+        )
+
+    return ([take(place) for place in opaque_range(length)],)
 
 
-def _stack_backward(_: None, gradient: jax.Array) -> tuple[tuple[jax.Array, ...]]:
-    places = _opaque_range(len(gradient))
-    return (tuple(lax.dynamic_index_in_dim(gradient, at, keepdims=False) for at in places),)
+stack.defvjp(_stack_forward, _stack_backward)
 
 
-_stack.defvjp(_stack_forward, _stack_backward)
-
-
-def _opaque_range(length: int) -> tuple[jax.Array, ...]:
+def opaque_range(length: int) -> tuple[jax.Array, ...]:
     """0, 1, ... ``length - 1``, counted in a loop so that XLA does not know the values.
 
     To take an array from a place that XLA knows is code of its own, 10 ms of compilation on a CPU
