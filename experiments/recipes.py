@@ -18,7 +18,12 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
     """Training on small images that are already cut, of ``size`` pixels; every field is here."""
     return ConfigDict(
         {
-            "model": {"name": model, "dropout_rate": 0.0, "stochastic_depth_rate": 0.0},
+            "model": {
+                "name": model,
+                "dropout_rate": 0.0,
+                "stochastic_depth_rate": 0.0,
+                "remat": "none",  # or "block", "full": less memory for more arithmetic
+            },
             "data": {
                 "name": data,  # digits, tfds:NAME, folder or synthetic
                 "dir": "",  # of tfds:NAME, its data directory; of folder, the one with the classes
