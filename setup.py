@@ -20,6 +20,7 @@ TRAINING = [
     "orbax-checkpoint>=0.11.20",
     "rich>=13.7",
     "scikit-learn>=1.4",
+    "simplejpeg>=1.8",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.7",
 ]

@@ -31,10 +31,19 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "image_size": size,
                 "test_image_size": size,
                 "test_margin": 0,  # pixels cut off before evaluation
+                "test_crop": "resize",  # first, or "padded": cut first
                 "crop": "pad",  # pad or inception
                 "padding": 0,  # of crop pad: largest shift, pixels
                 "flip": False,
                 "num_workers": 0,  # processes that read images; 0 reads in threads
+                "max_unreadable": 0.001,  # share of a split's images beyond which the run ends
+            },
+            "augment": {
+                "randaugment_layers": 0,
+                "randaugment_magnitude": 0,
+                "mixup_alpha": 0.0,
+                "cutmix": False,
+                "mix_first": True,  # before RandAugment
             },
             "batch_size": 256,  # over all devices and hosts
             "num_steps": 1000,
@@ -79,13 +88,8 @@ def nfnet_imagenet(index: int) -> ConfigDict:
     config.num_steps = _EPOCHS * _IMAGENET_IMAGES // config.batch_size
     config.precision = "bfloat16"
     config.eval_every = config.checkpoint_every = 1000
-    # Recorded here, not applied yet: the input pipeline crops and flips.
-    config.augment = ConfigDict(
-        {
-            "randaugment_layers": _RANDAUGMENT_LAYERS,
-            "randaugment_magnitude": _RANDAUGMENT_MAGNITUDE[index],
-            "mixup_alpha": 0.2,
-            "cutmix": True,
-        }
-    )
+    config.augment.randaugment_layers = _RANDAUGMENT_LAYERS
+    config.augment.randaugment_magnitude = _RANDAUGMENT_MAGNITUDE[index]
+    config.augment.mixup_alpha = 0.2
+    config.augment.cutmix = True
     return config

@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from nfnets_jax.errors import InputError, nearest
+from nfnets_jax.errors import InputError, WorkerError, nearest
 
 _CONFIGS = Path(__file__).parent / "configs"
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(_WORKDIR.value or f"runs/{name}")
     try:
         summary = loop.train(_CONFIG.value, workdir)
-    except (InputError, FloatingPointError) as error:
+    except (InputError, WorkerError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except loop.Interrupted as interrupted:
         print(f"{interrupted}; the same command goes on from there", file=sys.stderr)

@@ -17,3 +17,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(known)}"
+
+
+class UnreadableImageError(Exception):
+    """An image that is missing, damaged or none at all. The message names it, with the reason."""
+
+
+class WorkerError(Exception):
+    """Processes that read images die again and again."""

@@ -1,95 +1,237 @@
-"""Batches in an order that the seed alone decides, with a position that can be saved."""
+"""Batches in an order that the seed alone decides, read ahead from any position on."""
 
-from typing import Any, TypedDict
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.examples import (
+    Augmentation,
+    Batch,
+    CenterCrop,
+    EvalExamples,
+    TrainExamples,
+)
 from nfnets_jax.data.sources import Source
-from nfnets_jax.data.transforms import EvalTransform, TrainTransform, decode
+from nfnets_jax.errors import InputError, UnreadableImageError, WorkerError
+
+# Most images that a thread or a process works on before it hands them on.
+_CHUNK = 64
 
 
-class Batch(TypedDict):
-    """One host's part of a batch: ``image`` ``[B, H, W, C]`` uint8, ``label`` ``[B]`` int32.
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """One host's parts of batches.
 
-    ``mask`` ``[B]`` float32 is 0 for examples that only fill up the last batch of an evaluation.
+    Batch ``i`` over all hosts holds the examples at the places from ``i * batch_size`` on; the
+    first host has the first of them. So it is the same whatever the number of hosts.
+
+    Attributes:
+      load: from consecutive places to the examples there.
+      batch_size: over all hosts, a multiple of their number.
+      count: how many batches there are; None for no end.
+      process_index, process_count: which host's parts.
+      multiple: of how many examples ``load`` takes multiples.
     """
 
-    image: np.ndarray
-    label: np.ndarray
-    mask: np.ndarray
+    load: Callable[[np.ndarray], Batch]
+    batch_size: int
+    count: int | None
+    process_index: int
+    process_count: int
+    multiple: int = 1
+
+    @property
+    def local_size(self) -> int:
+        """Examples of one host's part."""
+        return self.batch_size // self.process_count
+
+    def part(self, index: int, start: int, length: int) -> Batch:
+        """So many examples of this host's part of a batch."""
+        first = index * self.batch_size + self.process_index * self.local_size + start
+        return self.load(first + np.arange(length))
+
+    def __getitem__(self, index: int) -> Batch:
+        """This host's part of a batch."""
+        return self.part(index, 0, self.local_size)
 
 
 def train_batches(
     source: Source,
-    transform: TrainTransform,
+    augmentation: Augmentation,
     batch_size: int,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.MapDataset:
-    """An endless dataset of batches; every epoch holds each record once, in another order.
-
-    Batch ``i`` over all processes is the same whatever their number.
+) -> Batches:
+    """Endless batches to learn from; every epoch holds each record once, in another order.
 
     Args:
       source: what to read.
-      transform: applied to each record with random numbers of its own.
-      batch_size: over all processes, a multiple of their number.
-      seed: of the order and of the transforms.
+      augmentation: applied to each image with random numbers of its own.
+      batch_size: over all processes, a multiple of their number, and of twice that if images are
+        mixed.
+      seed: of the order and of the augmentation.
       process_index, process_count: which part of each batch is this process's.
 
-    Returns:
-      This process's parts, ``Batch`` without ``mask``, by position.
+    Raises:
+      InputError: the batch cannot be split into pairs to be mixed.
     """
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
-    batches = examples.batch(batch_size // process_count, drop_remainder=True)
-    return batches[process_index::process_count]
+    multiple = 2 if augmentation.mixing else 1
+    if batch_size % (multiple * process_count):
+        raise InputError(
+            f"batch_size {batch_size} over {process_count} processes cannot be mixed in pairs; "
+            f"take a multiple of {multiple * process_count}"
+        )
+    examples = TrainExamples(source, augmentation, seed)
+    return Batches(examples.load, batch_size, None, process_index, process_count, multiple)
 
 
 def eval_batches(
     source: Source,
-    transform: EvalTransform,
+    crop: CenterCrop,
+    channels: int,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.MapDataset:
-    """Every record once, in order, the last batch filled up with examples whose mask is 0.
+) -> Batches:
+    """Every record once, in order; the last batch is filled up with examples whose mask is 0.
 
-    Arguments and result are those of ``train_batches``. All processes get the same number of
-    batches.
+    Arguments are those of ``train_batches``; ``channels`` are the images'. All processes get the
+    same number of batches.
     """
-    padded = -(-len(source) // batch_size) * batch_size
+    count = math.ceil(len(source) / batch_size)
+    examples = EvalExamples(source, crop, channels)
+    return Batches(examples.load, batch_size, count, process_index, process_count)
 
-    def example(index: int) -> dict[str, Any]:
-        real = index < len(source)
-        transformed = transform.map(source[index if real else 0])
-        return {**transformed, "mask": np.float32(real)}
 
-    batches = grain.MapDataset.range(padded).map(example).batch(batch_size // process_count)
-    return batches[process_index::process_count]
+class Reader:
+    """Iterates over batches from a position on, reading ahead.
+
+    Attributes:
+      position: of the batch that comes next. A reader that starts there goes on with it.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        start: int = 0,
+        num_workers: int = 0,
+        *,
+        prepare: Callable[[Batch], Any] = lambda batch: batch,
+        tell: Callable[[str], None] = print,
+    ):
+        """Starts to read.
+
+        Args:
+          batches: what to read.
+          start: position of the first batch.
+          num_workers: processes that read; 0 reads in threads.
+          prepare: done to each batch ahead of time, in a thread of its own, such as taking it to
+            the devices.
+          tell: is given a line when a process had to be replaced.
+        """
+        self.position = start
+        self._source, self._num_workers = batches, num_workers
+        self._prepare, self._tell = prepare, tell
+        self._ahead = self._read_ahead()
+
+    def _read_ahead(self) -> grain.DatasetIterator:
+        chunks, workers = _Chunks(self._source, self.position), self._num_workers
+        threads = 1 if workers else os.cpu_count() or 1
+        # Enough that while a batch is taken the next is read.
+        buffer = max(2, math.ceil(2 * chunks.a_batch / max(1, workers)))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+        dataset = grain.MapDataset.source(chunks).to_iter_dataset(options)
+        if workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, in any program.
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffer)
+            )
+        dataset = dataset.batch(chunks.a_batch, batch_fn=_join).map(self._prepare)
+        return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
+
+    def __iter__(self) -> "Reader":
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch.
+
+        Raises:
+          WorkerError: processes that read for it died, three times in a row.
+        """
+        for _ in range(3):
+            try:
+                batch = next(self._ahead)
+            except RuntimeError as error:
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                self._tell("a process that reads images was killed; others take its place")
+                self.close()
+                self._ahead = self._read_ahead()
+            else:
+                self.position += 1
+                return batch
+        raise WorkerError(
+            "processes that read images are killed again and again, perhaps for want of memory: "
+            "lower data.num_workers"
+        )
+
+    def close(self) -> None:
+        """Ends the reading."""
+        self._ahead.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+    """Batches in equal chunks, each read in one go: a source for Grain."""
+
+    batches: Batches
+    start: int
+
+    @property
+    def size(self) -> int:
+        """The largest part of a batch that divides it and is not too large."""
+        sizes = range(self.batches.multiple, _CHUNK + 1, self.batches.multiple)
+        return max(size for size in sizes if self.batches.local_size % size == 0)
+
+    @property
+    def a_batch(self) -> int:
+        return self.batches.local_size // self.size
+
+    def __len__(self) -> int:
+        count = self.batches.count
+        return sys.maxsize if count is None else max(0, count - self.start) * self.a_batch
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, chunk = divmod(int(index), self.a_batch)
+        return self.batches.part(self.start + batch, chunk * self.size, self.size)
+
+
+def _join(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def check_readable(source: Source, samples: int = 16) -> None:
     """Decodes a few records from all over the source, so that bad data show before work begins.
 
     Raises:
-      InputError: one of them cannot be decoded.
+      InputError: none of them can be decoded.
     """
     for index in np.unique(np.linspace(0, len(source) - 1, samples, dtype=int)):
-        decode(source[int(index)])
-
-
-def read_ahead(batches: grain.MapDataset, num_workers: int = 0) -> grain.DatasetIterator:
-    """Iterates with a few batches read in advance, by as many processes or, for 0, by threads.
-
-    The iterator's ``get_state`` and ``set_state`` save and restore the position of what has been
-    taken from it, ``close`` ends the reading.
-    """
-    ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    if num_workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, in any program.
-            flags.FLAGS.mark_as_parsed()
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    return iter(ahead)
+        try:
+            record = source[int(index)]
+            Picture(record["image"], record["name"]).pixels()
+        except UnreadableImageError as error:
+            first = str(error)
+        else:
+            return
+    raise InputError(f"no image can be read; the first: {first}")

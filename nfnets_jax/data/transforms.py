@@ -1,82 +1,68 @@
-"""From a record to an image of the model's size: decoding, cropping, flipping, resizing.
+"""Cropping: from pictures of any size to arrays of the model's size."""
 
-Images stay uint8 ``[H, W, C]`` throughout; they are normalized on the device, so that a quarter of
-the bytes travels there.
-"""
-
-import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
-import cv2
-import grain
 import numpy as np
 
-from nfnets_jax.data.sources import Record
-from nfnets_jax.errors import InputError
-
-CROPS = ("inception", "pad")
+from nfnets_jax.data.decoding import Picture, resize
 
 
-def decode(record: Record) -> np.ndarray:
-    """The image of a record, ``[H, W, C]`` uint8; files become RGB, whatever they hold.
+def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random part of the picture as a square (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
-    Raises:
-      InputError: the bytes are no image that OpenCV can decode.
-    """
-    if isinstance(record["image"], np.ndarray):
-        return record["image"]
-    encoded = np.frombuffer(record["image"], np.uint8)
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if encoded.size else None
-    if image is None:
-        raise InputError(f"{record['name']} is not a readable image: repair it or take it away")
-    return image
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic interpolation to ``[height, width, C]``."""
-    if image.shape[:2] == (height, width):
-        return image
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    return resized.reshape(height, width, image.shape[2])
-
-
-def inception_crop(
-    image: np.ndarray,
-    size: int,
-    rng: np.random.Generator,
-    area: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-    attempts: int = 10,
-) -> np.ndarray:
-    """A random part of the image as a square (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+    The part covers 8 to 100% of the picture, uniformly, and is 3/4 to 4/3 times as wide as high,
+    uniformly in the logarithm. Where ten draws do not fit, it is the largest central square.
 
     Args:
-      image: ``[H, W, C]``.
+      picture: a JPEG is decoded at a part of its size if that is enough.
       size: side of the result, pixels.
       rng: of this image alone.
-      area: least and largest share of the image that the part covers, drawn uniformly.
-      aspect: least and largest width over height of the part, drawn uniformly in the logarithm.
-      attempts: draws that may fall outside the image; then it is the largest central square.
+
+    Returns:
+      ``[size, size, C]`` uint8.
     """
-    height, width = image.shape[:2]
+    top, left, height, width = _inception_box(picture.height, picture.width, rng)
+    pixels = picture.pixels(shrink=min(height, width) / size)
+    scale = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
+    rows = slice(round(top * scale[0]), round((top + height) * scale[0]))
+    columns = slice(round(left * scale[1]), round((left + width) * scale[1]))
+    return resize(pixels[rows, columns], size, size)
+
+
+def _inception_box(
+    height: int, width: int, rng: np.random.Generator, attempts: int = 10
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the part, pixels."""
     for _ in range(attempts):
-        pixels = height * width * rng.uniform(*area)
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        area = height * width * rng.uniform(0.08, 1.0)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            return resize(image[top : top + h, left : left + w], size, size)
-    return center_crop(image, size, margin=0)
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
 
 
-def pad_crop(image: np.ndarray, size: int, padding: int, rng: np.random.Generator) -> np.ndarray:
-    """The image at ``size``, moved by up to ``padding`` pixels each way, black where it left."""
-    image = resize(image, size, size)
-    top, left = rng.integers(2 * padding + 1, size=2)
-    padded = np.zeros((size + 2 * padding, size + 2 * padding, image.shape[2]), np.uint8)
-    padded[padding : padding + size, padding : padding + size] = image
-    return padded[top : top + size, left : left + size]
+def shift(images: np.ndarray, offsets: np.ndarray, flipped: np.ndarray) -> np.ndarray:
+    """Images moved by whole pixels, black where they left, and mirrored left to right or not.
+
+    Args:
+      images: ``[N, H, W, C]``.
+      offsets: ``[N, 2]`` integers, down and to the right.
+      flipped: ``[N]`` booleans.
+    """
+    count, height, width, channels = images.shape
+    margin = int(np.abs(offsets).max(initial=0))
+    padded = np.zeros((count, height + 2 * margin, width + 2 * margin, channels), images.dtype)
+    padded[:, margin : margin + height, margin : margin + width] = images
+    moved = np.empty_like(images)
+    starts = (margin - offsets).tolist()
+    for index, ((top, left), flip) in enumerate(zip(starts, flipped.tolist(), strict=True)):
+        part = padded[index, top : top + height, left : left + width]
+        moved[index] = part[:, ::-1] if flip else part
+    return moved
 
 
 def center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
@@ -88,50 +74,15 @@ def center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainTransform(grain.transforms.RandomMap):
-    """A record to ``{"image": [size, size, C] uint8, "label": int32}``, another one every epoch.
-
-    Attributes:
-      size: side of the image, pixels.
-      crop: ``"inception"`` for photographs, ``"pad"`` for small images that are already cut.
-      padding: of ``"pad"``, pixels.
-      flip: mirror every other image, left to right.
-    """
-
-    size: int
-    crop: str
-    padding: int
-    flip: bool
-
-    def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise InputError(f"no crop {self.crop!r}; data.crop is one of {', '.join(CROPS)}")
-
-    def random_map(self, element: Record, rng: np.random.Generator) -> dict[str, Any]:
-        """Applies the transformation with this element's own random numbers."""
-        image = decode(element)
-        if self.crop == "inception":
-            image = inception_crop(image, self.size, rng)
-        else:
-            image = pad_crop(image, self.size, self.padding, rng)
-        if self.flip and rng.random() < 0.5:
-            image = image[:, ::-1]
-        return {"image": np.ascontiguousarray(image), "label": np.int32(element["label"])}
+def padded_center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
+    """The same part of the image as ``center_crop``, cut out first and then resized."""
+    height, width = image.shape[:2]
+    side = round(min(height, width) * size / (size + margin))
+    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    return resize(image[top : top + side, left : left + side], size, size)
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalTransform(grain.transforms.Map):
-    """A record to ``{"image": [size, size, C] uint8, "label": int32}``, always the same.
-
-    ``margin`` is what is cut off around the centre, in pixels of the resized image, both sides
-    together.
-    """
-
-    size: int
-    margin: int
-
-    def map(self, element: Record) -> dict[str, Any]:
-        """Applies the transformation."""
-        image = center_crop(decode(element), self.size, self.margin)
-        return {"image": np.ascontiguousarray(image), "label": np.int32(element["label"])}
+CROPS = ("inception", "pad")
+TEST_CROPS: Mapping[str, Callable[[np.ndarray, int, int], np.ndarray]] = MappingProxyType(
+    {"resize": center_crop, "padded": padded_center_crop}
+)

@@ -14,19 +14,21 @@ import jax
 import ml_collections
 import numpy as np
 
-from nfnets_jax.data import pipeline
+from nfnets_jax.data.pipeline import Batches, Reader
+from nfnets_jax.data.unreadable import Unreadable
 from nfnets_jax.training import reporting
 from nfnets_jax.training.checkpoints import Checkpoints
 from nfnets_jax.training.optimizers import learning_rate
 from nfnets_jax.training.plan import Plan, make_plan
 from nfnets_jax.training.step import (
+    DeviceBatch,
     Metrics,
     TrainState,
     fetch,
     make_evaluate,
     make_update,
     replicate,
-    split,
+    transfer,
 )
 from nfnets_jax.training.workdir import claim
 
@@ -58,6 +60,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         was.
       Interrupted: a signal came; starting again goes on.
       FloatingPointError: the loss is not finite any more.
+      WorkerError: processes that read images keep dying.
     """
     plan = make_plan(config)
     claim(workdir, config)
@@ -94,14 +97,22 @@ def _train_steps(
       The final state, on the host, and the seconds that the run took, earlier starts included.
     """
     config, start = plan.config, time.monotonic()
-    batches = pipeline.read_ahead(plan.train_batches, config.data.num_workers)
     if done:
-        host_state, position = saved.restore(done, jax.eval_shape(plan.create_state))
-        batches.set_state(position["data"])
-        start -= position["seconds"]
+        host_state, progress = saved.restore(done, jax.eval_shape(plan.create_state))
+        start -= progress["seconds"]
         report.say(f"resumed at step {done}")
     else:
-        host_state = plan.create_state()
+        host_state, progress = plan.create_state(), {"batches": 0, "unreadable": []}
+    train_account = Unreadable(
+        "training images",
+        len(plan.dataset.train),
+        config.data.max_unreadable,
+        report.say,
+        progress["unreadable"],
+    )
+    test_account = Unreadable(
+        "test images", len(plan.dataset.test or ()), config.data.max_unreadable, report.say
+    )
     state = replicate(host_state, plan.devices)
     update = make_update(
         plan.model,
@@ -115,9 +126,13 @@ def _train_steps(
     schedule = learning_rate(config)
 
     pending: list[Metrics] = []
+    batches = _read(plan, plan.train_batches, report, progress["batches"])
     with contextlib.closing(batches), _signals() as received:
         for step in range(done + 1, config.num_steps + 1):
-            state, metrics = update(state, split(next(batches), len(plan.devices)))
+            with report.waiting():
+                unreadable, batch = next(batches)
+            train_account.add(unreadable)
+            state, metrics = update(state, batch)
             pending.append(metrics)
             if step == done + 1:
                 jax.block_until_ready(metrics)
@@ -129,7 +144,7 @@ def _train_steps(
             if save or _due(step, config.log_every):
                 figures = _mean(pending) | {"learning_rate": float(schedule(step - 1))}
                 pending = []
-                report.train(step, figures)
+                report.train(step, figures | {"unreadable": len(train_account.names)})
                 if not math.isfinite(figures["loss"]):
                     raise FloatingPointError(
                         f"the loss is {figures['loss']} at step {step}: lower "
@@ -137,11 +152,15 @@ def _train_steps(
                     )
             with report.pause():
                 if plan.test_batches is not None and (last or _due(step, config.eval_every)):
-                    report.test(step, _evaluate(plan, evaluate, state))
+                    report.test(step, _evaluate(plan, evaluate, state, report, test_account))
                 if save:
                     host_state = fetch(state)
-                    seconds = time.monotonic() - start
-                    saved.save(step, host_state, {"data": batches.get_state(), "seconds": seconds})
+                    progress = {
+                        "batches": batches.position,
+                        "unreadable": train_account.names,
+                        "seconds": time.monotonic() - start,
+                    }
+                    saved.save(step, host_state, progress)
             if stop and not last:
                 raise Interrupted(received[0], step)
     return host_state, time.monotonic() - start
@@ -180,20 +199,36 @@ def _mean(pending: list[Metrics]) -> dict[str, float]:
     return {name: float(np.mean([metrics[name] for metrics in steps])) for name in steps[0]}
 
 
-def _evaluate(plan: Plan, evaluate: Any, state: TrainState) -> dict[str, float]:
+def _read(plan: Plan, batches: Batches, report: reporting.Reporter, start: int = 0) -> Reader:
+    """Names of what could not be read, and batches on the devices, from a position on."""
+
+    def prepare(batch: Any) -> tuple[list[str], DeviceBatch]:
+        names = batch.pop("unreadable")
+        return names.tolist(), transfer(batch, plan.devices)
+
+    workers = plan.config.data.num_workers
+    return Reader(batches, start, workers, prepare=prepare, tell=report.say)
+
+
+def _evaluate(
+    plan: Plan,
+    evaluate: Any,
+    state: TrainState,
+    report: reporting.Reporter,
+    account: Unreadable,
+) -> dict[str, float]:
     """Metrics over all test images, of the parameters and of their moving average."""
     assert plan.test_batches is not None
     candidates = {"": state.params, "ema_": state.ema_params}
     totals: dict[str, float] = {}
-    with contextlib.closing(
-        pipeline.read_ahead(plan.test_batches, plan.config.data.num_workers)
-    ) as batches:
-        for batch in batches:
-            parts = split(batch, len(plan.devices))
+    with contextlib.closing(_read(plan, plan.test_batches, report)) as batches:
+        for unreadable, batch in batches:
+            account.add(unreadable)
             for prefix, params in candidates.items():
-                sums = fetch(evaluate(params, state.model_state, parts))
+                sums = fetch(evaluate(params, state.model_state, batch))
                 for name, value in sums.items():
                     totals[prefix + name] = totals.get(prefix + name, 0.0) + float(value)
     examples = totals.pop("examples")
     del totals["ema_examples"]
-    return {name: total / examples for name, total in totals.items()} | {"examples": examples}
+    means = {name: total / examples for name, total in totals.items()}
+    return means | {"examples": examples, "unreadable": len(account.names)}

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 
-import grain
 import jax
 import ml_collections
 import optax
 
 from nfnets_jax.data import pipeline
+from nfnets_jax.data.examples import Augmentation, CenterCrop
+from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.sources import Dataset, open_dataset
-from nfnets_jax.data.transforms import EvalTransform, TrainTransform
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model, create_model
 from nfnets_jax.training.optimizers import create_optimizer
@@ -26,8 +26,8 @@ class Plan:
     dataset: Dataset
     model: Model
     optimizer: optax.GradientTransformation
-    train_batches: grain.MapDataset
-    test_batches: grain.MapDataset | None
+    train_batches: pipeline.Batches
+    test_batches: pipeline.Batches | None
 
     @property
     def description(self) -> str:
@@ -67,8 +67,18 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     for source in filter(None, (dataset.train, dataset.test)):
         pipeline.check_readable(source)
-    augment = TrainTransform(data.image_size, data.crop, data.padding, data.flip)
-    center = EvalTransform(data.test_image_size, data.test_margin)
+    augment = config.augment
+    augmentation = Augmentation(
+        size=data.image_size,
+        crop=data.crop,
+        padding=data.padding,
+        flip=data.flip,
+        mixing=Mixing(augment.mixup_alpha, augment.cutmix),
+        layers=augment.randaugment_layers,
+        magnitude=augment.randaugment_magnitude,
+        mix_first=augment.mix_first,
+    )
+    center = CenterCrop(data.test_image_size, data.test_margin, data.test_crop)
     return Plan(
         config=config,
         devices=devices,
@@ -76,9 +86,11 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         model=build(num_classes=len(dataset.class_names)),
         optimizer=create_optimizer(config),
         train_batches=pipeline.train_batches(
-            dataset.train, augment, config.batch_size, config.seed, **processes
+            dataset.train, augmentation, config.batch_size, config.seed, **processes
         ),
-        test_batches=pipeline.eval_batches(dataset.test, center, config.batch_size, **processes)
+        test_batches=pipeline.eval_batches(
+            dataset.test, center, dataset.channels, config.batch_size, **processes
+        )
         if dataset.test
         else None,
     )

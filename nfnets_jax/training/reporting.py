@@ -56,7 +56,7 @@ class Reporter:
 
     def _start_clock(self, step: int) -> None:
         self._start, self._first_step = time.monotonic(), step
-        self._window_start, self._window_step = self._start, step
+        self._window_start, self._window_step, self._waited = self._start, step, 0.0
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -65,18 +65,27 @@ class Reporter:
         yield
         self._window_start += time.monotonic() - start
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time spent inside as waiting for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
     def train(self, step: int, figures: Mapping[str, float]) -> None:
         """Reports on the training steps since the last report, up to ``step``."""
         now = time.monotonic()
-        images = self._batch_size * (step - self._window_step)
-        speed = images / max(now - self._window_start, 1e-9)
-        self._window_start, self._window_step = now, step
-        self._write(step, "train", {**figures, "images_per_second": speed})
+        seconds = max(now - self._window_start, 1e-9)
+        speed = self._batch_size * (step - self._window_step) / seconds
+        waited = min(1.0, self._waited / seconds)
+        self._window_start, self._window_step, self._waited = now, step, 0.0
+        self._write(step, "train", {**figures, "images_per_second": speed, "data_wait": waited})
         pace = (now - self._start) / max(1, step - self._first_step)
         left = datetime.timedelta(seconds=round(pace * (self._num_steps - step)))
         line = (
             f"loss {figures['loss']:.4f}  top-1 {figures['top1']:.1%}  "
-            f"lr {figures['learning_rate']:.4f}  {speed:,.0f} images/s  {left} left"
+            f"lr {figures['learning_rate']:.4f}  {speed:,.0f} images/s  "
+            f"{waited:.0%} waiting for data  {left} left"
         )
         self._bar.update(self._task, completed=step, description=line)
         if not self._console.is_terminal:

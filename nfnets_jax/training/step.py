@@ -1,6 +1,6 @@
 """One update and one evaluation of a batch, the same on every device, by ``jax.pmap``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nfnets_jax.data.pipeline import Batch
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective
@@ -73,8 +73,9 @@ def make_update(
 
     Returns:
       ``(state, batch) -> (state, metrics)``; the state given is donated. The batch comes from
-      ``split``. ``metrics`` has ``loss``, ``top1`` and ``grad_norm`` (before clipping), equal on
-      all devices.
+      ``transfer`` and has ``image`` and ``label``; with ``other_label`` and ``share`` too, images
+      are taken for mixtures. ``metrics`` has ``loss``, ``top1`` and ``grad_norm`` (before
+      clipping), equal on all devices.
     """
 
     def update(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
@@ -83,12 +84,15 @@ def make_update(
 
         def loss_fn(params: chex.ArrayTree) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             outputs, model_state = model.apply(params, state.model_state, keys, images, True)
-            losses = objective.cross_entropy(outputs["logits"], batch["label"], label_smoothing)
-            return jnp.mean(losses), (model_state, outputs["logits"])
+            logits = outputs["logits"]
+            losses = _of_mixtures(
+                lambda labels: objective.cross_entropy(logits, labels, label_smoothing), batch
+            )
+            return jnp.mean(losses), (model_state, logits)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (model_state, logits)), grads = gradient(state.params)
-        top1 = jnp.mean(objective.in_top(logits, batch["label"], 1))
+        top1 = jnp.mean(_of_mixtures(lambda labels: objective.in_top(logits, labels, 1), batch))
         if lax.axis_size(_AXIS) > 1:
             grads, model_state, loss, top1 = lax.pmean((grads, model_state, loss, top1), _AXIS)
 
@@ -116,8 +120,9 @@ def make_evaluate(
     """Sums of metrics over a batch's real examples.
 
     Returns:
-      ``(params, model_state, batch) -> sums`` of replicated parameters and a batch from ``split``,
-      with ``loss`` (no smoothing), ``top1``, ``top5`` and ``examples``, equal on all devices.
+      ``(params, model_state, batch) -> sums`` of replicated parameters and a batch from
+      ``transfer``, with ``loss`` (no smoothing), ``top1``, ``top5`` and ``examples``, equal on all
+      devices.
     """
 
     def evaluate(
@@ -150,9 +155,21 @@ def fetch(tree: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], tree)
 
 
-def split(batch: Batch, devices: int) -> DeviceBatch:
-    """One host's batch ``[B, ...]`` as ``[devices, B / devices, ...]``."""
-    return jax.tree.map(lambda array: array.reshape(devices, -1, *array.shape[1:]), batch)
+def transfer(batch: Mapping[str, np.ndarray], devices: Sequence[jax.Device]) -> DeviceBatch:
+    """One host's batch ``[B, ...]`` on its devices, as ``[devices, B / devices, ...]``."""
+    sharding = NamedSharding(Mesh(np.array(devices), (_AXIS,)), PartitionSpec(_AXIS))
+    parts = {
+        name: array.reshape(len(devices), -1, *array.shape[1:]) for name, array in batch.items()
+    }
+    return jax.device_put(parts, sharding)
+
+
+def _of_mixtures(figure: Callable[[jax.Array], jax.Array], batch: DeviceBatch) -> jax.Array:
+    """A figure of each example and its label; of a mixture, of both labels by their shares."""
+    own = figure(batch["label"])
+    if "share" not in batch:
+        return own
+    return batch["share"] * own + (1 - batch["share"]) * figure(batch["other_label"])
 
 
 def _example_keys(state: TrainState, examples: int) -> jax.Array:

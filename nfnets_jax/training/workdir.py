@@ -20,6 +20,7 @@ _FREE_FIELDS = frozenset(
         "data.dir",
         "data.test_dir",
         "data.num_workers",
+        "data.max_unreadable",
     }
 )
 

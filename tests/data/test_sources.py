@@ -4,9 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
-from nfnets_jax.data.sources import open_dataset
-from nfnets_jax.data.transforms import decode
+from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.sources import Record, open_dataset
 from nfnets_jax.errors import InputError
+
+
+def decode(record: Record) -> np.ndarray:
+    return Picture(record["image"], record["name"]).pixels()
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

@@ -4,6 +4,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -107,8 +109,9 @@ def test_a_killed_run_loses_only_what_came_after_its_checkpoint(
         file.write('{"step": 6, "split": "tr')
     summary = loop.train(tiny(), tmp_path)
     assert summary["params_sha256"] == finished[1]["params_sha256"]
+    timed = ("images_per_second", "data_wait")
     same = [
-        [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(workdir)]
+        [{k: v for k, v in row.items() if k not in timed} for row in rows(workdir)]
         for workdir in (tmp_path, finished[0])
     ]
     assert same[0] == same[1]
@@ -160,9 +163,33 @@ def test_unreadable_images_end_the_run_at_once(tmp_path: Path) -> None:
     (tmp_path / "data" / "a").mkdir(parents=True)
     (tmp_path / "data" / "a" / "1.jpg").write_bytes(b"not a photograph")
     config = tiny(**{"data.name": "folder", "data.dir": str(tmp_path / "data")})
-    with pytest.raises(InputError, match="1.jpg is not a readable image"):
+    with pytest.raises(InputError, match="no image can be read; the first: .*1.jpg: "):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_image_is_told_counted_and_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data" / "a"
+    folder.mkdir(parents=True)
+    for index in range(32):
+        image = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
+        assert cv2.imwrite(str(folder / f"{index:02d}.png"), image)
+    damaged = folder / "07.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    where = str(tmp_path / "data")
+    config = tiny(**{"data.name": "folder", "data.dir": where, "data.test_dir": where})
+    config.update({"num_steps": 4, "eval_every": 2, "data": {"max_unreadable": 1 / 32}})
+    summary = loop.train(config, tmp_path / "run")
+    assert summary["test"]["examples"] == 31
+    assert (summary["train"]["unreadable"], summary["test"]["unreadable"]) == (1, 1)
+    told = capsys.readouterr().out
+    assert told.count(f"not readable, left out: {damaged}: ") == 2  # To learn from, to test on.
+
+    config.data.max_unreadable = 0.001
+    with pytest.raises(InputError, match="1 of 32 training images cannot be read, more than data."):
+        loop.train(config, tmp_path / "strict")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def losses() -> dict[int, list[float]]:
             devices=devices,
         )
         state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
-        parts, result[count] = step.split(batch, count), []
+        parts, result[count] = step.transfer(batch, devices), []
         for _ in range(10):
             state, metrics = update(state, parts)
             result[count].append(float(metrics["loss"][0]))
@@ -135,7 +135,7 @@ def test_evaluation_leaves_masked_examples_out() -> None:
             "label": np.array(label),
             "mask": np.asarray(mask, np.float32),
         }
-        result = evaluate(replicated, state, step.split(batch, 2))
+        result = evaluate(replicated, state, step.transfer(batch, devices))
         return {name: float(value) for name, value in step.fetch(result).items()}
 
     whole = sums([1, 2, 3, 4], [1, 1, 1, 1])
@@ -144,3 +144,38 @@ def test_evaluation_leaves_masked_examples_out() -> None:
     assert (whole["examples"], half["examples"]) == (4, 2)
     assert half["loss"] + other["loss"] == pytest.approx(whole["loss"], rel=1e-6)
     assert half["top5"] + other["top5"] == whole["top5"]
+
+
+def test_mixtures_are_asked_for_both_labels_by_their_shares() -> None:
+    model = nfnets_jax.create_model(
+        "nfnet_micro", 10, depth=(1,), width=(16,), strides=(1,), group_size=8
+    )
+    optimizer, devices = optax.sgd(0.1), jax.devices()[:2]
+    update = step.make_update(
+        model,
+        optimizer,
+        dataset(1, 0.5, 0.3),
+        label_smoothing=0.1,
+        ema_decay=0.99,
+        devices=devices,
+    )
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 8, 8, 1), np.uint8)
+    own, other = np.array([1, 2, 3, 4]), np.array([5, 6, 7, 8])
+
+    def loss(label: np.ndarray, other_label: np.ndarray, share: list[float]) -> float:
+        state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
+        batch = {
+            "image": images,
+            "label": label,
+            "other_label": other_label,
+            "share": np.array(share, np.float32),
+        }
+        return float(update(state, step.transfer(batch, devices))[1]["loss"][0])
+
+    first, second = loss(own, other, [1] * 4), loss(other, own, [1] * 4)
+    assert first != pytest.approx(second)
+    assert loss(own, other, [0.25] * 4) == pytest.approx(0.25 * first + 0.75 * second, rel=1e-5)
+    assert loss(own, other, [1, 1, 0, 0]) == pytest.approx(
+        loss(np.array([1, 2, 7, 8]), other, [1] * 4), rel=1e-5
+    )

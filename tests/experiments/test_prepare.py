@@ -1,0 +1,145 @@
+import io
+import json
+import shutil
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import prepare
+from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.errors import InputError
+
+CLASSES = ("n01440764", "n01443537", "n01484850")  # The first three of the thousand.
+
+
+def png(level: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 4), (level, level, level)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """Four images a class to learn from, as bright as their place says; three to validate."""
+    classes = {
+        f"{name}.tar": archive({f"{name}_{i}.JPEG": png(10 * label + i) for i in range(4)})
+        for label, name in enumerate(CLASSES)
+    }
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(archive(classes))
+    validation = {f"ILSVRC2012_val_{i:08d}.JPEG": png(100 + i) for i in (3, 1, 2)}
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(archive(validation))
+    return folder
+
+
+def levels(data_dir: Path) -> tuple[list[tuple[int, int]], list[int]]:
+    """Label and brightness of each image to learn from; brightness of those to validate."""
+    dataset = open_dataset("tfds:imagenet2012", str(data_dir))
+    assert dataset.test is not None
+    seen = []
+    for source in (dataset.train, dataset.test):
+        records = [source[i] for i in range(len(source))]
+        seen.append([(r["label"], int(Picture(r["image"], "").pixels()[0, 0, 0])) for r in records])
+    return seen[0], [level for _, level in seen[1]]
+
+
+def test_imagenet_is_made_from_its_archives_and_goes_on_where_it_was(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare, "_SHARD_BYTES", 5 * len(png(0)))
+    made = prepare.imagenet(tars, tmp_path / "tfds")
+    expected = [(label, 10 * label + i) for label in range(3) for i in range(4)]
+    assert levels(tmp_path / "tfds") == (expected, [101, 102, 103])
+    shards = sorted(made.glob("imagenet2012-train.array_record-*"))
+    assert len(shards) == 3
+
+    times = [shard.stat().st_mtime_ns for shard in shards]
+    shards[1].unlink()
+    (made / "dataset_info.json").unlink()
+    prepare.imagenet(tars, tmp_path / "tfds")
+    assert "2 of 3 files of train are there already" in capsys.readouterr().out
+    assert levels(tmp_path / "tfds")[0] == expected
+    again = [shard.stat().st_mtime_ns for shard in shards]
+    assert [old == new for old, new in zip(times, again, strict=True)] == [True, False, True]
+
+
+def as_tfrecord(made: Path, data_dir: Path) -> Path:
+    """The dataset as TFDS would have prepared it by default, by the format's definition."""
+    out = data_dir / "imagenet2012" / "5.1.0"
+    out.mkdir(parents=True)
+    dataset = open_dataset("tfds:imagenet2012", str(made.parents[1]))
+    info = json.loads((made / "dataset_info.json").read_text())
+    assert dataset.test is not None
+    for split, source in (("train", dataset.train), ("validation", dataset.test)):
+        raw = source.records.data_source  # type: ignore[attr-defined]
+        with (out / f"imagenet2012-{split}.tfrecord-00000-of-00001").open("wb") as file:
+            for record in (raw[i] for i in range(len(source))):
+                file.write(struct.pack("<Q", len(record)) + bytes(4) + record + bytes(4))
+    info["fileFormat"] = "tfrecord"
+    (out / "dataset_info.json").write_text(json.dumps(info))
+    for name in ("features.json", "label.labels.txt"):
+        shutil.copy(made / name, out)
+    return out
+
+
+def test_tfrecords_are_converted_as_the_message_says(tars: Path, tmp_path: Path) -> None:
+    made = prepare.imagenet(tars, tmp_path / "tfds")
+    old = as_tfrecord(made, tmp_path / "old")
+    with pytest.raises(InputError, match="python -m experiments.prepare imagenet2012 --tfrecords="):
+        open_dataset("tfds:imagenet2012", str(tmp_path / "old"))
+    prepare.convert("imagenet2012", tmp_path / "old", tmp_path / "new")
+    assert levels(tmp_path / "new") == levels(tmp_path / "tfds")
+
+    file = old / "imagenet2012-train.tfrecord-00000-of-00001"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-30])
+    with pytest.raises(InputError, match="tfrecord-00000-of-00001 ends in the middle of record 11"):
+        prepare.convert("imagenet2012", tmp_path / "old", tmp_path / "cut")
+    assert not list((tmp_path / "cut").rglob("dataset_info.json"))
+    assert not list((tmp_path / "cut").rglob("imagenet2012-train*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cifar10", "--tars=X", "--data_dir=X"], "error: --tars holds imagenet2012, not cifar10"),
+        (["cifar10", "--tfrecords=X", "--data_dir=X"], "error: no cifar10/VERSION/dataset_info"),
+        (["imagenet2012", "--tars=X", "--data_dir=X"], "error: X/ILSVRC2012_img_train.tar: No su"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["prepare", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        prepare.main()
+    assert str(ended.value).startswith(message)
+
+
+def test_foreign_archives_are_refused(tars: Path, tmp_path: Path) -> None:
+    (tars / "ILSVRC2012_img_val.tar").write_bytes(archive({"cat.jpg": png(1)}))
+    with pytest.raises(InputError, match="has cat.jpg, which is no validation image"):
+        prepare.imagenet(tars, tmp_path / "tfds")
+    (tars / "ILSVRC2012_img_train.tar").write_bytes(archive({"cats.tar": archive({})}))
+    with pytest.raises(InputError, match="has cats.tar, which is no class of ImageNet"):
+        prepare.imagenet(tars, tmp_path / "tfds")
+    (tars / "ILSVRC2012_img_train.tar").write_bytes(np.random.default_rng(0).bytes(2000))
+    with pytest.raises(InputError, match="is no tar archive"):
+        prepare.imagenet(tars, tmp_path / "tfds")
