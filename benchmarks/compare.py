@@ -2,9 +2,9 @@
 
     python -m benchmarks.compare --rounds=5 --peer_python=PYTHON_WITH_TORCH_AND_TIMM
 
-Writes ``speed_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``. The peer is timm, by
-the script ``peers/timm_step.py`` of the shared folder; where that is absent its rows are left out,
-and said to be.
+Writes ``speed_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``, anew after each row. A
+row that fails is left out, and said to be; the exit code is then 1. The peer is timm, by the script
+``peers/timm_step.py`` of the shared folder; where either is absent its rows are left out too.
 """
 
 import argparse
@@ -13,17 +13,37 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib
+from matplotlib.figure import Figure
 
-from benchmarks import machine
 from experiments.shared import shared_folder
 
-_RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
+_UNITS = {"seconds": "s", "images_per_second": "images/s"}
+# Of ``machine.describe``; asked of what ran, so that this process takes no memory of the device.
+_CONDITIONS = ("date", "device", "processor", "python", "jax", "haiku")
 
 Figures = dict[str, Any]
+
+
+class Comparison(NamedTuple):
+    """Two commands whose last line is JSON, to be run in turn so many times.
+
+    What ``ours`` prints also describes the machine. ``figure`` is what is compared: ``seconds`` or
+    ``images_per_second``.
+    """
+
+    ours: list[str]
+    theirs: list[str]
+    rounds: int
+    figure: str = "seconds"
+
+
+class CommandError(Exception):
+    """A command failed, or printed no figures."""
 
 
 def main() -> None:
@@ -35,62 +55,107 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--compile", action="store_true", help="also against torch.compile")
-    parser.add_argument("--out", type=Path, default=_RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
 
     shape = [f"--batch={arguments.batch}", f"--size={arguments.size}"]
     step = [sys.executable, "-m", "benchmarks.train_step", *shape]
     step.append(f"--precision={arguments.precision}")
     gradient = [sys.executable, "-m", "benchmarks.compile_time", "--model=nfnet_f6"]
-    comparisons: dict[str, tuple[list[str], list[str], int]] = {
-        "F0 training step, over plain convolutions": (step, [*step, "--plain", "--steps=2"], 1),
-        "F6 gradient's compilation, over unrolled": (gradient, [*gradient, "--unrolled"], 1),
+    comparisons = {
+        "F0 training step, over plain convolutions": Comparison(
+            step, [*step, "--plain", "--steps=2"], 1
+        ),
+        "F6 gradient's compilation, over unrolled": Comparison(
+            gradient, [*gradient, "--unrolled"], 1
+        ),
     }
-    shared = shared_folder()
-    script = shared / "peers" / "timm_step.py" if shared else None
-    if script and script.is_file():
-        peer = [arguments.peer_python, str(script), *shape, f"--dtype={arguments.precision}"]
+    conditions = {key: getattr(arguments, key) for key in ("batch", "size", "precision")}
+    try:
+        script, versions = peer("timm_step.py", arguments.peer_python, ("torch", "timm"))
+    except CommandError as error:
+        print(f"rows against timm are left out: {error}", flush=True)
+    else:
+        conditions.update(versions)
+        theirs = [arguments.peer_python, str(script), *shape, f"--dtype={arguments.precision}"]
         for suffix, flags in (("", []), (" compiled", ["--compile"])):
             if flags and not arguments.compile:
                 continue
             for what, mode in (("training step", []), ("forward", ["--forward"])):
-                comparisons[f"F0 {what}, over timm{suffix}"] = (
-                    [*step, *mode],
-                    [*peer, *flags, *mode],
-                    arguments.rounds,
+                comparisons[f"F0 {what}, over timm{suffix}"] = Comparison(
+                    [*step, *mode], [*theirs, *flags, *mode], arguments.rounds
                 )
-    else:
-        print("no peers/timm_step.py in the shared folder: rows against timm are left out")
-
-    rows = [_compare(name, *commands) for name, commands in comparisons.items()]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    described = {
-        **machine.describe(),
-        **{key: getattr(arguments, key) for key in ("batch", "size", "precision")},
-    }
-    stem = arguments.out / ("speed_" + re.sub(r"\W+", "_", described["device"].lower()).strip("_"))
-    stem.with_suffix(".json").write_text(json.dumps({**described, "rows": rows}, indent=1) + "\n")
-    table = _table(rows, described)
-    stem.with_suffix(".md").write_text(table)
-    _draw(rows, stem.with_suffix(".png"))
-    print(table)
+    measure(comparisons, conditions, arguments.out / "speed")
 
 
-def _compare(name: str, ours: list[str], theirs: list[str], rounds: int) -> Figures:
+def peer(name: str, python: str, packages: Sequence[str]) -> tuple[Path, Mapping[str, str]]:
+    """The script that measures a peer, and the versions of what it needs, as ``python`` has them.
+
+    Raises:
+      CommandError: the script or a package is absent; the message says how to come by it.
+    """
+    shared = shared_folder()
+    script = shared / "peers" / name if shared else None
+    if not script or not script.is_file():
+        raise CommandError(f"no peers/{name} in the shared folder, which NFNETS_SHARED names")
+    # Found, not imported: timm's script stands in for torchvision, without which it fails.
+    found = _run(
+        [
+            python,
+            "-c",
+            # A package may be installed under another name: tensorflow by tensorflow-cpu.
+            "import json; from importlib import metadata; names = metadata.packages_distributions()"
+            "; print(json.dumps({package: metadata.version(names[package][0]) "
+            f"for package in {tuple(packages)} if package in names}}))",
+        ]
+    )
+    absent = [package for package in packages if package not in found]
+    if absent:
+        raise CommandError(
+            f"{python} has no {' and no '.join(absent)}; --peer_python=PYTHON takes one that has"
+        )
+    return script, found
+
+
+def measure(comparisons: Mapping[str, Comparison], conditions: Figures, out: Path) -> None:
+    """Compares, row by row, and after each writes ``out`` with the device's name and a suffix.
+
+    ``conditions`` are what the table says of itself beside what our commands print of the machine.
+    Exits with 1 if rows failed, when all have been tried.
+    """
+    rows: list[Figures] = []
+    failed = []
+    for name, comparison in comparisons.items():
+        try:
+            rows.append(_compare(name, comparison))
+        except CommandError as error:
+            failed.append(name)
+            print(f"{name}: left out: {error}", flush=True)
+        else:
+            _write(rows, conditions, out)
+    if rows:
+        print(_table(rows, conditions))
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}")
+
+
+def _compare(name: str, comparison: Comparison) -> Figures:
     """Runs two commands in turn and pairs what they took."""
-    pairs = []
-    for index in range(rounds):
-        pair = _run(ours), _run(theirs)
+    pairs, ratios = [], []
+    for index in range(comparison.rounds):
+        pair = _run(comparison.ours), _run(comparison.theirs)
         pairs.append(pair)
-        seconds = [figures["seconds"] for figures in pair]
+        ours, theirs = (figures[comparison.figure] for figures in pair)
+        unit = _UNITS[comparison.figure]
+        ratios.append(theirs / ours if unit == "s" else ours / theirs)
         print(
-            f"{name}: round {index + 1} of {rounds}: {seconds[0]:.3f} s, "
-            f"theirs {seconds[1]:.3f} s, ratio {seconds[1] / seconds[0]:.2f}",
+            f"{name}: round {index + 1} of {comparison.rounds}: {_rounded(ours)} {unit}, "
+            f"theirs {_rounded(theirs)} {unit}, ratio {ratios[-1]:.2f}",
             flush=True,
         )
-    ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
     return {
         "name": name,
+        "figure": comparison.figure,
         "ratio": statistics.median(ratios),
         "ratios": ratios,
         "ours": [ours for ours, _ in pairs],
@@ -100,43 +165,66 @@ def _compare(name: str, ours: list[str], theirs: list[str], rounds: int) -> Figu
 
 def _run(command: list[str]) -> Figures:
     """The JSON that a command prints as its last line."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr[-2000:]
+    except OSError as error:
+        reason = str(error)
+    except (IndexError, ValueError):
+        reason = "its last line is no JSON"
+    raise CommandError(f"{' '.join(command)} failed:\n{reason}")
 
 
-def _table(rows: list[Figures], described: Figures) -> str:
+def _write(rows: list[Figures], conditions: Figures, out: Path) -> None:
+    """Figures, table and picture of the rows there are, in place of those before."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    described = _described(rows, conditions)
+    device = re.sub(r"\W+", "_", described["device"].lower()).strip("_")
+    stem = out.with_name(f"{out.name}_{device}")
+    stem.with_suffix(".json").write_text(json.dumps({**described, "rows": rows}, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(_table(rows, conditions))
+    _draw(rows, stem.with_suffix(".png"))
+
+
+def _described(rows: list[Figures], conditions: Figures) -> Figures:
+    """What holds of all rows."""
+    return {**{key: rows[0]["ours"][0][key] for key in _CONDITIONS}, **conditions}
+
+
+def _table(rows: list[Figures], conditions: Figures) -> str:
     lines = [
-        "| | ours, s | theirs, s | speed over theirs | rounds |",
+        "| | ours | theirs | speed over theirs | rounds |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         ours, theirs = (
-            statistics.median(figures["seconds"] for figures in row[side])
+            _rounded(statistics.median(figures[row["figure"]] for figures in row[side]))
             for side in ("ours", "theirs")
         )
+        unit = _UNITS[row["figure"]]
         lines.append(
-            f"| {row['name']} | {ours:.2f} | {theirs:.2f} | {row['ratio']:.2f} "
+            f"| {row['name']} | {ours} {unit} | {theirs} {unit} | {row['ratio']:.2f} "
             f"({min(row['ratios']):.2f} to {max(row['ratios']):.2f}) | {len(row['ratios'])} |"
         )
-    conditions = ", ".join(f"{key} {value}" for key, value in described.items())
-    return (
-        "\n".join(lines) + f"\n\nMedians of paired ratios in one run, alternating; {conditions}.\n"
-    )
+    described = _described(rows, conditions)
+    listed = ", ".join(f"{key} {value}" for key, value in described.items())
+    return "\n".join(lines) + f"\n\nMedians of paired ratios in one run, alternating; {listed}.\n"
+
+
+def _rounded(figure: float) -> str:
+    return f"{figure:.2f}" if figure < 100 else f"{figure:,.0f}"
 
 
 def _draw(rows: list[Figures], file: Path) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.6 * len(rows) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8, 0.6 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
     names = [row["name"] for row in rows][::-1]
     axes.barh(names, [row["ratio"] for row in rows][::-1], color="#3b6ea5")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("speed over theirs (1: equal)")
     figure.savefig(file, dpi=150)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

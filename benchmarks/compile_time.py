@@ -7,7 +7,6 @@ Nothing is run and no parameters are made. ``--unrolled`` compiles every block b
 
 import argparse
 import json
-import time
 from typing import Any
 
 import jax
@@ -28,23 +27,19 @@ def main() -> None:
     overrides: dict[str, Any] = {"looped_blocks": 1000} if arguments.unrolled else {}
     model = nfnets_jax.create_model(arguments.model, **overrides)
     images = jax.ShapeDtypeStruct((arguments.batch, arguments.size, arguments.size, 3), jnp.float32)
-    params = jax.eval_shape(
-        lambda key: model.init(key, jnp.zeros(images.shape))[0], jax.random.key(0)
-    )
+    params = machine.parameter_shapes(model, images)
 
+    @jax.jit
     @jax.grad
     def gradient(params: dict, images: jax.Array) -> jax.Array:
         outputs, _ = model.apply(params, {}, None, images, False)
         return jnp.mean(jnp.square(outputs["logits"]))
 
-    start = time.perf_counter()
-    lowered = jax.jit(gradient).lower(params, images)
-    traced = time.perf_counter()
-    lowered.compile()
+    compilation = machine.compilation(gradient, params, images)
     figures = {
-        "trace_seconds": traced - start,
-        "compile_seconds": time.perf_counter() - traced,
-        "seconds": time.perf_counter() - start,
+        "trace_seconds": compilation.trace_seconds,
+        "compile_seconds": compilation.compile_seconds,
+        "seconds": compilation.seconds,
     }
     print(json.dumps({**vars(arguments), **figures, **machine.describe()}))
 

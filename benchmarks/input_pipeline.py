@@ -26,7 +26,7 @@ from nfnets_jax.data.pipeline import Reader, train_batches
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
 
-_AUGMENTATIONS = {
+_AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "flip": {"flip": True},
     "nfnet_f0": {"flip": True, "mixing": Mixing(0.2, True), "layers": 4, "magnitude": 5},
     "small": {"flip": True, "crop": "pad", "padding": 4},
@@ -85,6 +85,42 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def tabulate(arguments: argparse.Namespace) -> None:
     """Measures in turn with what each row is compared with, and writes the table."""
+    if not arguments.dir:
+        raise InputError("no --dir: it takes a folder that holds a folder of photographs a class")
+    command = [sys.executable, "-m", "benchmarks.input_pipeline", "--json"]
+    shape = [f"--size={arguments.size}", f"--batch={arguments.batch}"]
+    amount = f"--images={arguments.images}"
+    ours = [*command, f"--dir={arguments.dir}", *shape, amount]
+    augmented, pair = [*ours, "--augmentation=nfnet_f0"], [*ours, "--workers=2"]
+    commands = {
+        "RandAugment 4 x 5, MixUp and CutMix, one process, over without": (augmented, ours),
+        "two processes, over one": (pair, ours),
+    }
+    conditions = {"size": arguments.size, "batch": arguments.batch}
+    try:
+        script, versions = compare.peer(
+            "tfdata_pipeline.py", arguments.peer_python, ("tensorflow",)
+        )
+    except compare.CommandError as error:
+        print(f"the row against tf.data is left out: {error}", flush=True)
+    else:
+        conditions.update(versions)
+        theirs = [arguments.peer_python, str(script), arguments.dir, *shape, amount, "--threads=1"]
+        name = "decoding, Inception crop, flip, one process, over tf.data with one thread"
+        commands = {name: (ours, theirs), **commands}
+    if arguments.cifar_dir:
+        small = [*command, "--data=tfds:cifar10", f"--dir={arguments.cifar_dir}", "--size=32"]
+        small += ["--batch=512", "--augmentation=small", "--images=500000"]
+        name = "CIFAR-10, batches of 512, shift and flip, in threads, over one process"
+        commands[name] = ([*small, "--workers=0"], small)
+    compare.measure(
+        {
+            name: compare.Comparison(*pair, arguments.rounds, "images_per_second")
+            for name, pair in commands.items()
+        },
+        conditions,
+        arguments.out / "input",
+    )
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
+
+from nfnets_jax.models.registry import Model
 
 
 def describe() -> dict[str, Any]:
@@ -39,6 +42,34 @@ def seconds(run: Callable[[], Any], times: int) -> list[float]:
         jax.block_until_ready(run())
         taken.append(time.perf_counter() - start)
     return taken
+
+
+class Compilation(NamedTuple):
+    """A function compiled for given arguments, and the seconds that it took."""
+
+    run: Any
+    trace_seconds: float
+    compile_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Of tracing and compiling together."""
+        return self.trace_seconds + self.compile_seconds
+
+
+def compilation(jitted: Any, *args: Any) -> Compilation:
+    """Compiles what ``jax.jit`` or ``jax.pmap`` returned; ``args`` may be shapes."""
+    start = time.perf_counter()
+    lowered = jitted.lower(*args)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    return Compilation(compiled, traced - start, time.perf_counter() - traced)
+
+
+def parameter_shapes(model: Model, images: jax.ShapeDtypeStruct) -> hk.Params:
+    """``{module: {parameter: shape and dtype}}`` of a model; no parameters are made."""
+    params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
+    return params
 
 
 def matmul_rate(dtype: jnp.dtype) -> float:
@@ -72,13 +103,9 @@ def _flops(jaxpr: Any) -> float:
             outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
             total += 2 * equation.outvars[0].aval.size * kernel.size / outputs
         else:
-            inner = [
-                p
-                for p in jax.tree.leaves(list(params.values()))
-                if hasattr(p, "eqns") or hasattr(p, "jaxpr")
-            ]
+            inner = filter(_is_jaxpr, jax.tree.leaves(list(params.values())))
             times = params["length"] if name == "scan" else 1
-            total += times * sum(_flops(getattr(p, "jaxpr", p)) for p in inner)
+            total += times * sum(_flops(getattr(value, "jaxpr", value)) for value in inner)
     return total
 
 

@@ -7,11 +7,12 @@ momentum, moving average of the parameters. ``--forward`` times inference instea
 """
 
 import argparse
+import contextlib
+import functools
 import json
 import statistics
 import sys
-import time
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import jax
@@ -23,7 +24,6 @@ from jax import lax
 import nfnets_jax
 from benchmarks import machine
 from nfnets_jax import optax_agc
-from nfnets_jax.data.pipeline import Batch
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.nfnet import REMAT
@@ -31,6 +31,7 @@ from nfnets_jax.models.registry import PRECISIONS, Model
 from nfnets_jax.training import step
 
 _CLASSES = 1000
+_EMA_DECAY = 0.9999
 
 
 def main() -> None:
@@ -47,9 +48,8 @@ def main() -> None:
     arguments = parser.parse_args()
     plain = mock.patch("nfnets_jax.models.layers.conv2d", plain_conv2d)
     try:
-        if arguments.plain:
-            plain.start()
-        print(json.dumps(measure(arguments)))
+        with plain if arguments.plain else contextlib.nullcontext():
+            print(json.dumps(measure(arguments)))
     except InputError as error:
         sys.exit(str(error))
 
@@ -62,7 +62,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     shape = (arguments.batch, arguments.size, arguments.size, 3)
     measured = (_forward if arguments.forward else _train)(model, shape, arguments.steps)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    params = jax.eval_shape(lambda key: model.init(key, jnp.zeros(shape))[0], jax.random.key(0))
+    params = machine.parameter_shapes(model, images)
     forward = machine.flops(lambda p, x: model.apply(p, {}, None, x, False)[0], params, images)
     flops_per_image = forward / arguments.batch * (1 if arguments.forward else 3)
     rate = flops_per_image * arguments.batch / measured["seconds"]
@@ -84,23 +84,17 @@ def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
     optimizer = optax_agc.sgd_agc(0.1)
     dataset = open_dataset("synthetic", size=shape[1])
     update = step.make_update(
-        model, optimizer, dataset, label_smoothing=0.1, ema_decay=0.9999, devices=devices
+        model, optimizer, dataset, label_smoothing=0.1, ema_decay=_EMA_DECAY, devices=devices
     )
     rng = np.random.default_rng(0)
-    examples = Batch(
-        image=rng.integers(0, 256, shape, np.uint8),
-        label=rng.integers(0, _CLASSES, shape[:1]),
-        mask=np.ones(shape[:1], np.float32),
-    )
-    batch = step.split(examples, 1)
+    images, labels = rng.integers(0, 256, shape, np.uint8), rng.integers(0, _CLASSES, shape[:1])
+    batch = step.transfer({"image": images, "label": labels}, devices)
     state = step.replicate(step.create_state(model, optimizer, shape, 0), devices)
-    start = time.perf_counter()
-    compiled: Any = cast(Any, update).lower(state, batch).compile()
-    compile_seconds = time.perf_counter() - start
+    compilation = machine.compilation(update, state, batch)
 
     def run() -> Any:
         nonlocal state
-        state, metrics = compiled(state, batch)
+        state, metrics = compilation.run(state, batch)
         return metrics
 
     machine.seconds(run, 2)
@@ -108,8 +102,8 @@ def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
     optimizer_seconds = _optimizer_seconds(optimizer, step.fetch(state), steps)
     return {
         "seconds": median,
-        "compile_seconds": compile_seconds,
-        "peak_bytes": _peak_bytes(compiled),
+        "compile_seconds": compilation.seconds,
+        "peak_bytes": _peak_bytes(compilation.run),
         "optimizer_share": optimizer_seconds / median,
     }
 
@@ -118,14 +112,16 @@ def _forward(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]
     images = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
     params, state = jax.jit(model.init)(jax.random.key(0), images)
     forward = jax.jit(lambda params, x: model.apply(params, state, None, x, False)[0]["logits"])
-    start = time.perf_counter()
-    compiled = forward.lower(params, images).compile()
-    compile_seconds = time.perf_counter() - start
-    machine.seconds(lambda: compiled(params, images), 2)
+    compilation = machine.compilation(forward, params, images)
+
+    def run() -> Any:
+        return compilation.run(params, images)
+
+    machine.seconds(run, 2)
     return {
-        "seconds": statistics.median(machine.seconds(lambda: compiled(params, images), steps)),
-        "compile_seconds": compile_seconds,
-        "peak_bytes": _peak_bytes(compiled),
+        "seconds": statistics.median(machine.seconds(run, steps)),
+        "compile_seconds": compilation.seconds,
+        "peak_bytes": _peak_bytes(compilation.run),
     }
 
 
@@ -133,21 +129,15 @@ def _optimizer_seconds(
     optimizer: optax.GradientTransformation, state: step.TrainState, steps: int
 ) -> float:
     """Median time of AGC, momentum, the new parameters and their average, without a gradient."""
-
-    @jax.jit
-    def update(grads: Any, opt_state: Any, params: Any, average: Any) -> Any:
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = lax.optimization_barrier(optax.apply_updates(params, updates))
-        return opt_state, params, optax.incremental_update(params, average, 1e-4)
-
-    carried = jax.device_put((state.opt_state, state.params, state.ema_params))
-    grads = jax.tree.map(lambda param: 1e-3 * jnp.ones_like(param), carried[1])
-    donating = jax.jit(update, donate_argnums=(1, 2, 3))
+    apply = functools.partial(step.apply_gradients, optimizer, ema_decay=_EMA_DECAY)
+    donating = jax.jit(apply, donate_argnums=0)
+    grads = jax.tree.map(lambda param: 1e-3 * jnp.ones_like(param), state.params)
+    state = jax.device_put(state)
 
     def run() -> Any:
-        nonlocal carried
-        carried = donating(grads, *carried)
-        return carried
+        nonlocal state
+        state = donating(state, grads)
+        return state
 
     machine.seconds(run, 2)
     return statistics.median(machine.seconds(run, steps))

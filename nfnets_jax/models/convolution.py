@@ -10,7 +10,7 @@ Three things that training needs all the time are put into those terms:
   body of a loop, where XLA has no fast convolution for gradients, this holds for all shapes.
 - A 1x1 convolution of stride 1 becomes a matrix product, gradients and all.
 
-Other backends get the plain operation.
+The last is so on every backend; of the others, other backends get the plain operation.
 """
 
 import functools

@@ -94,12 +94,12 @@ class NFBlock(hk.Module):
 def nf_block(
     weights: BlockWeights,
     x: jax.Array,
+    beta: float | jax.Array,
+    keep: jax.Array | None = None,
     *,
     activation: layers.Activation,
     alpha: float,
-    beta: float | jax.Array,
     stride: int = 1,
-    keep: jax.Array | None = None,
     looped: bool = False,
 ) -> jax.Array:
     """Applies one block.
@@ -107,12 +107,12 @@ def nf_block(
     Args:
       weights: of ``BlockParameters.weights``, in the dtype of ``x``.
       x: ``[N, H, W, I]``.
-      activation: scaled to unit variance.
-      alpha: standard deviation of what the branch adds, for a skip gain of one.
       beta: one over the expected standard deviation of ``x``.
-      stride: of the first 3x3 convolution; 2 halves the resolution.
       keep: ``[N]`` booleans, which examples keep the branch (stochastic depth); None keeps all. As
         in the published networks a kept branch is not scaled up.
+      activation: scaled to unit variance.
+      alpha: standard deviation of what the branch adds, for a skip gain of one.
+      stride: of the first 3x3 convolution; 2 halves the resolution.
       looped: whether this is compiled as the body of a loop over blocks.
 
     Returns:

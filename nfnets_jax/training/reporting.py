@@ -18,6 +18,8 @@ import numpy as np
 import rich.console
 import rich.progress
 import tensorboardX
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 Row = dict[str, Any]
 
@@ -135,12 +137,8 @@ def _complete_rows(path: Path) -> list[Row]:
 
 def plot_curves(rows: list[Row], path: Path) -> None:
     """Draws loss and top-1 of training and of evaluation by step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, name, label in zip(axes, ("loss", "top1"), ("loss (nats)", "top-1"), strict=True):
         _curve(
             axis,
@@ -158,10 +156,9 @@ def plot_curves(rows: list[Row], path: Path) -> None:
         if axis.lines:
             axis.legend()
     axes[0].set_yscale("log")
-    axes[1].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, dpi=120, format="png")
-    plt.close(figure)
     os.replace(partial, path)
 
 

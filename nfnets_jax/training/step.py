@@ -56,6 +56,28 @@ def create_state(
     return create(jax.random.key(seed))
 
 
+def apply_gradients(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    grads: chex.ArrayTree,
+    ema_decay: float,
+) -> TrainState:
+    """The state one step on: parameters, optimizer and moving average; the rest is as it was.
+
+    The average decays by at most ``(1 + step) / (10 + step)``, so that it soon forgets its start.
+    """
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    # Without the barrier, XLA may compute the parameters once more in the loops of their average.
+    params = lax.optimization_barrier(optax.apply_updates(state.params, updates))
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    return state._replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+    )
+
+
 def make_update(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -93,21 +115,13 @@ def make_update(
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (model_state, logits)), grads = gradient(state.params)
         top1 = jnp.mean(_of_mixtures(lambda labels: objective.in_top(logits, labels, 1), batch))
+        # On one device XLA would copy every gradient for a mean that changes none.
         if lax.axis_size(_AXIS) > 1:
             grads, model_state, loss, top1 = lax.pmean((grads, model_state, loss, top1), _AXIS)
-
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        # Barriers keep XLA from computing in one loop what is then also written by another.
-        params = lax.optimization_barrier(optax.apply_updates(state.params, updates))
+        # Without the barrier, XLA may compute the gradients once more in the loops of their norm.
         grad_norm = optax.tree.norm(lax.optimization_barrier(grads))
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        new_state = TrainState(
-            step=state.step + 1,
-            key=state.key,
-            params=params,
-            model_state=model_state,
-            opt_state=opt_state,
-            ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+        new_state = apply_gradients(
+            optimizer, state._replace(model_state=model_state), grads, ema_decay
         )
         return new_state, {"loss": loss, "top1": top1, "grad_norm": grad_norm}
 

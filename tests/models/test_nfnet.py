@@ -144,6 +144,36 @@ def test_loops_and_rematerialization_change_nothing(looped_blocks: int, remat: s
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("looped_blocks", [1, 100])
+def test_rematerialization_saves_memory(looped_blocks: int) -> None:
+    def memory(remat: str) -> int:
+        model = nfnets_jax.create_model(
+            "nfnet_micro",
+            10,
+            width=(32,),
+            depth=(4,),
+            strides=(1,),
+            group_size=16,
+            looped_blocks=looped_blocks,
+            remat=remat,
+        )
+        images = jax.ShapeDtypeStruct((16, 32, 32, 3), jnp.float32)
+        params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
+
+        @jax.jit
+        @jax.grad
+        def gradient(params: Any, images: jax.Array) -> jax.Array:
+            return jnp.sum(model.apply(params, {}, None, images, True)[0]["logits"])
+
+        plan = gradient.lower(params, images).compile().memory_analysis()
+        assert plan is not None
+        return plan.temp_size_in_bytes
+
+    kept = memory("none")
+    assert memory("block") < 0.75 * kept
+    assert memory("full") < 0.75 * kept
+
+
 def test_remat_must_be_known() -> None:
     with pytest.raises(InputError, match="no remat 'blocks'; there are none, block, full"):
         nfnets_jax.create_model("nfnet_micro", remat="blocks")
