@@ -43,6 +43,7 @@ class NFNetConfig:
         saves compilation: F6's gradient took 22 s, and 70 s unrolled, on two CPU threads.
       remat: what is computed anew for the gradient instead of being kept: ``"none"`` but the
         activations, each ``"block"`` from its input, or each stage in ``"full"``, block by block.
+        README.md has the memory that each took.
     """
 
     width: tuple[int, ...]
