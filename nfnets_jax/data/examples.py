@@ -133,7 +133,7 @@ class TrainExamples:
         """
         rngs = _Generators(self.seed)
         images, labels, unreadable = self._read(places, rngs)
-        images = self._shift(images, rngs.table(int(places[0]), len(places)))
+        images = self._move(images, rngs.table(int(places[0]), len(places)))
         if not self.augmentation.mix_first:
             images = self._randaugment(images, places, rngs)
         images, shares = self._mix(images, places, rngs)
@@ -164,7 +164,8 @@ class TrainExamples:
         records, size = self._records(places), self.augmentation.size
         if isinstance(self.source, ArraySource) and self.source.images.shape[1:3] == (size, size):
             return self.source.images[records], self.source.labels[records].astype(np.int32), []
-        images, labels = [], np.empty(len(places), np.int32)
+        labels = np.empty(len(places), np.int32)
+        images: list[np.ndarray] = []
         unreadable: list[str] = []
         fetched = fetch(self.source, records.tolist())
         for index, (place, record) in enumerate(zip(places, records, strict=True)):
@@ -189,13 +190,15 @@ class TrainExamples:
             return transforms.inception_crop(picture, size, rng)
         return resize(picture.pixels(), size, size)
 
-    def _shift(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Images shifted and flipped by random numbers ``[B, 4]``."""
-        padding = self.augmentation.padding if self.augmentation.crop == "pad" else 0
-        if not padding and not self.augmentation.flip:
-            return images
-        offsets = np.floor(draws[:, :2] * (2 * padding + 1)).astype(int) - padding
-        return transforms.shift(images, offsets, (draws[:, 2] < 0.5) & self.augmentation.flip)
+    def _move(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Images shifted and mirrored by random numbers ``[B, 4]``; the given ones may change."""
+        padding = self.augmentation.padding
+        if padding and self.augmentation.crop == "pad":
+            offsets = np.floor(draws[:, :2] * (2 * padding + 1)).astype(int) - padding
+            images = transforms.shift(images, offsets)
+        if self.augmentation.flip:
+            transforms.mirror(images, draws[:, 2] < 0.5)
+        return images
 
     def _mix(
         self, images: np.ndarray, places: np.ndarray, rngs: "_Generators"
@@ -252,7 +255,7 @@ class EvalExamples:
 
 
 # What the random numbers of an example are for.
-_CROP, _SHIFT, _MIX, _RANDAUGMENT = range(4)
+_CROP, _MOVE, _MIX, _RANDAUGMENT = range(4)
 
 
 class _Generators:
@@ -269,7 +272,7 @@ class _Generators:
 
     def table(self, first: int, count: int) -> np.ndarray:
         """Four numbers in [0, 1) for each of so many examples, ``[count, 4]``, at little cost."""
-        return self._seek(first, _SHIFT, 0).random((count, 4))
+        return self._seek(first, _MOVE, 0).random((count, 4))
 
     def _seek(self, *counter: int) -> np.random.Generator:
         # Setting the state of one generator takes a tenth of the time of making another.

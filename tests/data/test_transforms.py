@@ -36,18 +36,25 @@ def test_an_image_no_crop_fits_gives_its_centre() -> None:
     np.testing.assert_array_equal(crop, gradient(4, 200)[:, 98:102])
 
 
-def test_shifted_images_are_black_where_they_left_and_mirrored_if_asked() -> None:
+def test_shifted_images_are_black_where_they_left() -> None:
     image = gradient(5, 6) + 1
     offsets = np.array([[0, 0], [2, 0], [-1, 3], [0, -2], [1, 1]])
-    flipped = np.array([False, False, False, True, True])
-    moved = transforms.shift(np.stack([image] * 5), offsets, flipped)
-    for result, (down, right), flip in zip(moved, offsets, flipped, strict=True):
+    moved = transforms.shift(np.stack([image] * 5), offsets)
+    for result, (down, right) in zip(moved, offsets, strict=True):
         for row in range(5):
             for column in range(6):
-                seen = result[row, 5 - column if flip else column]
                 inside = 0 <= row - down < 5 and 0 <= column - right < 6
                 expected = image[row - down, column - right] if inside else 0
-                np.testing.assert_array_equal(seen, expected)
+                np.testing.assert_array_equal(result[row, column], expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_only_the_chosen_are_mirrored(channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 5, 6, channels), np.uint8)
+    mirrored = images.copy()
+    transforms.mirror(mirrored, np.array([True, False, False, True]))
+    np.testing.assert_array_equal(mirrored[1:3], images[1:3])
+    np.testing.assert_array_equal(mirrored[[0, 3]], images[[0, 3], :, ::-1])
 
 
 def test_center_crop_cuts_the_margin_off_evenly() -> None:
