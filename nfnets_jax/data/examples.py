@@ -10,7 +10,7 @@ from nfnets_jax.data import transforms
 from nfnets_jax.data.decoding import Picture, resize
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.randaugment import randaugment
-from nfnets_jax.data.sources import ArraySource, Source, fetch
+from nfnets_jax.data.sources import ArraySource, Record, Source, fetch
 from nfnets_jax.errors import InputError, UnreadableImageError
 
 # Records in a row that are stepped over because none can be read.
@@ -162,27 +162,33 @@ class TrainExamples:
     ) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Images of the right size, labels, and the names of records that cannot be read."""
         records, size = self._records(places), self.augmentation.size
-        if isinstance(self.source, ArraySource) and self.source.images.shape[1:3] == (size, size):
-            return self.source.images[records], self.source.labels[records].astype(np.int32), []
-        labels = np.empty(len(places), np.int32)
-        images: list[np.ndarray] = []
+        source, cut = self.source, self.augmentation.crop == "pad"
+        if isinstance(source, ArraySource) and cut and source.images.shape[1:3] == (size, size):
+            return source.images[records], source.labels[records].astype(np.int32), []
+        images, labels = [], np.empty(len(places), np.int32)
         unreadable: list[str] = []
-        fetched = fetch(self.source, records.tolist())
-        for index, (place, record) in enumerate(zip(places, records, strict=True)):
-            found, rng = fetched[index], rngs.at(place, _CROP)
-            for step in range(1, _STEPS_OVER + 1):
-                try:
-                    images.append(self._crop(Picture(found["image"], found["name"]), rng))
-                    break
-                except UnreadableImageError as error:
-                    unreadable.append(str(error))
-                    found = self.source[(int(record) + step) % len(self.source)]
-            else:
-                raise InputError(
-                    f"{_STEPS_OVER} images in a row cannot be read, the last: {unreadable[-1]}"
-                )
-            labels[index] = found["label"]
+        for index, record in enumerate(fetch(source, records.tolist())):
+            rng, position = rngs.at(int(places[index]), _CROP), int(records[index])
+            image, labels[index] = self._first_readable(record, position, rng, unreadable)
+            images.append(image)
         return np.stack(images), labels, unreadable
+
+    def _first_readable(
+        self, record: Record, position: int, rng: np.random.Generator, unreadable: list[str]
+    ) -> tuple[np.ndarray, int]:
+        """Image and label of a record or, if it cannot be read, of the next that can.
+
+        What cannot be read is appended to ``unreadable``.
+        """
+        for step in range(1, _STEPS_OVER + 1):
+            try:
+                return self._crop(Picture(record["image"], record["name"]), rng), record["label"]
+            except UnreadableImageError as error:
+                unreadable.append(str(error))
+                record = self.source[(position + step) % len(self.source)]
+        raise InputError(
+            f"{_STEPS_OVER} images in a row cannot be read, the last: {unreadable[-1]}"
+        )
 
     def _crop(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
         size = self.augmentation.size

@@ -22,12 +22,13 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
 def auto_contrast(image: np.ndarray) -> np.ndarray:
     """Stretches each channel to the whole range from 0 to 255."""
-    tables = []
-    for channel in cv2.split(image):
-        low, high, _, _ = cv2.minMaxLoc(channel)
-        stretched = (_LEVELS - low) * (255 / (high - low)) if high > low else _LEVELS
-        tables.append(np.clip(stretched, 0, 255))
-    return _by_tables(image, tables)
+    # Over rows first: over both axes at once NumPy takes a hundred times as long.
+    rows = image.reshape(len(image), -1)
+    low, high = (of(axis=0).reshape(-1, 3) for of in (rows.min, rows.max))
+    low, high = low.min(axis=0).astype(np.float32), high.max(axis=0).astype(np.float32)
+    scale = np.where(high > low, 255 / np.maximum(high - low, 1), 1)
+    offset = np.where(high > low, -low * scale, 0)
+    return cv2.transform(image, np.column_stack([np.diag(scale), offset]))
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
@@ -108,14 +109,18 @@ def shear_y(image: np.ndarray, factor: float) -> np.ndarray:
     return _affine(image, [[1, 0, 0], [-factor, 1, -factor / 2]])
 
 
-def translate_x(image: np.ndarray, pixels: float) -> np.ndarray:
+def translate_x(image: np.ndarray, pixels: int) -> np.ndarray:
     """To the left."""
-    return _affine(image, [[1, 0, -pixels], [0, 1, 0]])
+    return translate_y(image.swapaxes(0, 1), pixels).swapaxes(0, 1)
 
 
-def translate_y(image: np.ndarray, pixels: float) -> np.ndarray:
+def translate_y(image: np.ndarray, pixels: int) -> np.ndarray:
     """Up."""
-    return _affine(image, [[1, 0, 0], [0, 1, -pixels]])
+    moved = np.full_like(image, _GRAY)
+    length = max(0, len(image) - abs(pixels))
+    up, down = max(0, pixels), max(0, -pixels)
+    moved[down : down + length] = image[up : up + length]
+    return moved
 
 
 def cutout(image: np.ndarray, half: int, center: tuple[int, int]) -> np.ndarray:
@@ -170,8 +175,8 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "sharpness": lambda image, m, rng: sharpness(image, 0.18 * m + 0.1),
         "shear_x": lambda image, m, rng: shear_x(image, _sign(rng) * 0.03 * m),
         "shear_y": lambda image, m, rng: shear_y(image, _sign(rng) * 0.03 * m),
-        "translate_x": lambda image, m, rng: translate_x(image, _sign(rng) * 10 * m),
-        "translate_y": lambda image, m, rng: translate_y(image, _sign(rng) * 10 * m),
+        "translate_x": lambda image, m, rng: translate_x(image, _sign(rng) * int(10 * m)),
+        "translate_y": lambda image, m, rng: translate_y(image, _sign(rng) * int(10 * m)),
         "cutout": lambda image, m, rng: cutout(image, int(4 * m), _place(image, rng)),
         "solarize_add": lambda image, m, rng: solarize_add(image, int(11 * m)),
     }

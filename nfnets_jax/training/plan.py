@@ -68,6 +68,11 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     for source in filter(None, (dataset.train, dataset.test)):
         pipeline.check_readable(source)
     augment = config.augment
+    if augment.randaugment_layers and dataset.channels != 3:
+        raise InputError(
+            f"augment.randaugment_layers is {augment.randaugment_layers}, and the images of "
+            f"{data.name} have no colors: 0 layers are right for them"
+        )
     augmentation = Augmentation(
         size=data.image_size,
         crop=data.crop,

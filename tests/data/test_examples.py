@@ -67,6 +67,27 @@ def test_an_example_depends_on_the_seed_and_its_place_alone(crop: str, size: int
     assert np.any(other["image"] != whole["image"])
 
 
+def test_images_in_memory_are_cropped_as_files_are() -> None:
+    """Reading all at once is for speed alone."""
+
+    class OneByOne:
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: int) -> Record:
+            return numbered(20)[index]
+
+    for crop in ("inception", "pad"):
+        augmentation = Augmentation(8, crop, padding=1, flip=True)
+        together = load(TrainExamples(numbered(20), augmentation, 0), 0, 30)
+        singly = load(TrainExamples(OneByOne(), augmentation, 0), 0, 30)
+        for name, array in together.items():
+            np.testing.assert_array_equal(array, singly[name])
+        whole = np.sort(numbered(20).images.reshape(20, -1).sum(axis=1, dtype=int))
+        cut = together["image"].reshape(30, -1).sum(axis=1, dtype=int)
+        assert not set(cut) <= set(whole)
+
+
 def test_records_are_transformed_anew_every_epoch() -> None:
     examples = TrainExamples(numbered(8), PAD, seed=0)
     epochs = [load(examples, start, 8) for start in (0, 8)]

@@ -126,6 +126,8 @@ def test_a_killed_run_loses_only_what_came_after_its_checkpoint(
         ({"model.name": "nfnet_f9"}, "no model 'nfnet_f9'; nearest: "),
         ({"data.name": "folder", "data.dir": "/nowhere"}, "no folder /nowhere: data.dir takes"),
         ({"precision": "half"}, "no precision 'half'"),
+        ({"augment.randaugment_layers": 2}, "randaugment_layers is 2, and the images of digits"),
+        ({"augment.cutmix": True, "batch_size": 9, "num_devices": 1}, "take a multiple of 2"),
     ],
 )
 def test_what_cannot_be_run_leaves_nothing(
