@@ -46,6 +46,7 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "mix_first": True,  # before RandAugment
             },
             "batch_size": 256,  # over all devices and hosts
+            "micro_batch_size": 0,  # images a device works on at once; 0: as many as fit
             "num_steps": 1000,
             "num_devices": 0,  # of this host; 0 takes all
             "seed": 0,
@@ -60,6 +61,8 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "weight_decay": 2e-5,
                 "clipping": 0.01,
                 "clipping_eps": 1e-3,
+                "sam_rho": 0.0,  # distance of sharpness-aware minimization; 0 for none
+                "sam_fraction": 1.0,  # of the batch that decides its direction
             },
             "log_every": 100,
             "eval_every": 0,  # 0: at the end only

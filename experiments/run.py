@@ -5,6 +5,7 @@ run stopped. Exit codes: 0, finished; 1, it cannot run, and one line says why; 1
 SIGTERM came, and the run is saved.
 """
 
+import os
 import re
 import runpy
 import sys
@@ -22,26 +23,46 @@ _CONFIGS = Path(__file__).parent / "configs"
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A name in experiments/configs, or a file; nfnet_digits if not given."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where several hosts cannot tell."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many hosts take part.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run's files go; runs/NAME if not given.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the configuration that the flags describe."""
-    from nfnets_jax.training import loop  # After the flags, so that their errors come at once.
+    from nfnets_jax.training import (
+        hosts,
+        loop,
+    )  # After the flags, so that their errors come at once.
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells thirty lines a checkpoint.
     if argv[1:]:
         sys.exit(f"error: {argv[1]!r} is no flag; see --help")
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
+    _keep_compiled_programs()
     try:
+        hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         summary = loop.train(_CONFIG.value, workdir)
     except (InputError, WorkerError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except loop.Interrupted as interrupted:
         print(f"{interrupted}; the same command goes on from there", file=sys.stderr)
         sys.exit(128 + interrupted.signal_number)
-    print(_closing_words(summary, workdir))
+    if hosts.is_first():
+        print(_closing_words(summary, workdir))
+
+
+def _keep_compiled_programs() -> None:
+    """Makes a restart as fast as it can be: what was compiled once is read from a file."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "nfnets_jax" / "xla"))
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -13,8 +13,10 @@ Three things that training needs all the time are put into those terms:
 The last is so on every backend; of the others, other backends get the plain operation.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,19 @@ _SHIFTED_MIN_PIXELS = 4096
 _SHIFTED_MIN_CHANNELS = 32
 
 
+_in_loop = contextvars.ContextVar("in_loop", default=False)
+
+
+@contextlib.contextmanager
+def in_loop() -> Iterator[None]:
+    """What is traced inside is compiled as a part of a loop's body."""
+    before = _in_loop.set(True)
+    try:
+        yield
+    finally:
+        _in_loop.reset(before)
+
+
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = False) -> jax.Array:
     """Convolves images with a kernel, ``SAME`` padding; grouped where the shapes say so.
 
@@ -37,7 +52,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = F
         the channels of ``x`` to those of the kernel.
       stride: pixels between neighbouring outputs, in both directions.
       looped: whether this is compiled as the body of a loop, where XLA's CPU backend has only slow
-        forms of a convolution's gradients.
+        forms of a convolution's gradients; inside ``in_loop`` it always is.
 
     Returns:
       ``[N, ceil(H / stride), ceil(W / stride), O]``, in the dtype of ``x``.
@@ -55,7 +70,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = F
         return _product(pixels, kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
     if jax.default_backend() != "cpu":
         return _native(x, kernel, stride, groups)
-    return _split(x, kernel, stride, looped)
+    return _split(x, kernel, stride, looped or _in_loop.get())
 
 
 @jax.custom_vjp

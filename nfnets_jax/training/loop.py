@@ -16,8 +16,9 @@ import numpy as np
 
 from nfnets_jax.data.pipeline import Batches, Reader
 from nfnets_jax.data.unreadable import Unreadable
-from nfnets_jax.training import reporting
+from nfnets_jax.training import hosts, reporting
 from nfnets_jax.training.checkpoints import Checkpoints
+from nfnets_jax.training.memory import compile_update
 from nfnets_jax.training.optimizers import learning_rate
 from nfnets_jax.training.plan import Plan, make_plan
 from nfnets_jax.training.step import (
@@ -26,7 +27,6 @@ from nfnets_jax.training.step import (
     TrainState,
     fetch,
     make_evaluate,
-    make_update,
     replicate,
     transfer,
 )
@@ -64,16 +64,24 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     plan = make_plan(config)
     claim(workdir, config)
+    summary = workdir / "summary.json"
     with contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep_checkpoints)) as saved:
         step = saved.latest_step() or 0
-        summary = workdir / "summary.json"
         if step == config.num_steps and summary.exists():
             print(f"{workdir} is finished, all {step} steps of it: delete it to train anew")
             return json.loads(summary.read_text(encoding="utf-8"))
-        report = reporting.Reporter(workdir, step, config.num_steps, config.batch_size)
+        resumed = saved.restore_latest(jax.eval_shape(plan.create_state), print)
+        done, state, progress = resumed or (0, plan.create_state(), _START)
+        report = reporting.Reporter(
+            workdir if hosts.is_first() else None, done, config.num_steps, config.batch_size
+        )
         with contextlib.closing(report):
             report.say(plan.description)
-            state, seconds = _train_steps(plan, step, saved, report)
+            if resumed:
+                report.say(f"resumed at step {done}")
+            state, seconds = _train_steps(plan, state, progress, saved, report)
+        checksum = reporting.params_sha256(state.params)
+        hosts.check_equal(checksum, "parameters")
         result = {
             "model": config.model.name,
             "data": config.data.name,
@@ -81,65 +89,60 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             "seconds": round(seconds, 1),
             "train": report.last("train"),
             "test": report.last("test"),
-            "params_sha256": reporting.params_sha256(state.params),
+            "params_sha256": checksum,
             **reporting.environment(plan.devices),
         }
-    reporting.write_json(summary, result)
+    if hosts.is_first():
+        reporting.write_json(summary, result)
     return result
 
 
+# What a run remembers beside its state.
+_START: dict[str, Any] = {"batches": 0, "unreadable": [], "seconds": 0.0}
+
+
 def _train_steps(
-    plan: Plan, done: int, saved: Checkpoints, report: reporting.Reporter
+    plan: Plan,
+    host_state: TrainState,
+    progress: dict[str, Any],
+    saved: Checkpoints,
+    report: reporting.Reporter,
 ) -> tuple[TrainState, float]:
-    """Takes the steps after the first ``done``.
+    """Takes the steps that are left.
 
     Returns:
       The final state, on the host, and the seconds that the run took, earlier starts included.
     """
-    config, start = plan.config, time.monotonic()
-    if done:
-        host_state, progress = saved.restore(done, jax.eval_shape(plan.create_state))
-        start -= progress["seconds"]
-        report.say(f"resumed at step {done}")
-    else:
-        host_state, progress = plan.create_state(), {"batches": 0, "unreadable": []}
+    config, done = plan.config, int(host_state.step)
+    start = time.monotonic() - progress["seconds"]
+    share = config.data.max_unreadable
     train_account = Unreadable(
-        "training images",
-        len(plan.dataset.train),
-        config.data.max_unreadable,
-        report.say,
-        progress["unreadable"],
+        "training images", len(plan.dataset.train), share, report.say, progress["unreadable"]
     )
-    test_account = Unreadable(
-        "test images", len(plan.dataset.test or ()), config.data.max_unreadable, report.say
-    )
+    test_account = Unreadable("test images", len(plan.dataset.test or ()), share, report.say)
     state = replicate(host_state, plan.devices)
-    update = make_update(
-        plan.model,
-        plan.optimizer,
-        plan.dataset,
-        label_smoothing=config.label_smoothing,
-        ema_decay=config.ema_decay,
-        devices=plan.devices,
-    )
     evaluate = make_evaluate(plan.model, plan.dataset, devices=plan.devices)
     schedule = learning_rate(config)
 
+    update: Any = None
     pending: list[Metrics] = []
     batches = _read(plan, plan.train_batches, report, progress["batches"])
     with contextlib.closing(batches), _signals() as received:
+        votes = hosts.Votes(plan.devices)
         for step in range(done + 1, config.num_steps + 1):
             with report.waiting():
                 unreadable, batch = next(batches)
             train_account.add(unreadable)
+            update = update or compile_update(plan, state, batch, report.say)
             state, metrics = update(state, batch)
             pending.append(metrics)
+            votes.cast(bool(received))
             if step == done + 1:
                 jax.block_until_ready(metrics)
                 report.compiled(step)
             jax.block_until_ready(pending[max(0, len(pending) - 1 - _STEPS_AHEAD)])
 
-            last, stop = step == config.num_steps, bool(received)
+            last, stop = step == config.num_steps, votes.count(before=_STEPS_AHEAD) > 0
             save = last or stop or _due(step, config.checkpoint_every)
             if save or _due(step, config.log_every):
                 figures = _mean(pending) | {"learning_rate": float(schedule(step - 1))}
@@ -151,8 +154,11 @@ def _train_steps(
                         "optimizer.base_learning_rate or optimizer.clipping"
                     )
             with report.pause():
+                accuracy = None
                 if plan.test_batches is not None and (last or _due(step, config.eval_every)):
-                    report.test(step, _evaluate(plan, evaluate, state, report, test_account))
+                    tested = _evaluate(plan, evaluate, state, report, test_account)
+                    report.test(step, tested)
+                    accuracy = max(tested["top1"], tested["ema_top1"])
                 if save:
                     host_state = fetch(state)
                     progress = {
@@ -160,9 +166,9 @@ def _train_steps(
                         "unreadable": train_account.names,
                         "seconds": time.monotonic() - start,
                     }
-                    saved.save(step, host_state, progress)
+                    saved.save(step, host_state, progress, accuracy)
             if stop and not last:
-                raise Interrupted(received[0], step)
+                raise Interrupted((received or [signal.SIGTERM])[0], step)
     return host_state, time.monotonic() - start
 
 

@@ -14,6 +14,7 @@ from nfnets_jax.data.sources import Dataset, open_dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model, create_model
 from nfnets_jax.training.optimizers import create_optimizer
+from nfnets_jax.training.sharpness import SAM
 from nfnets_jax.training.step import TrainState, create_state
 
 
@@ -26,6 +27,7 @@ class Plan:
     dataset: Dataset
     model: Model
     optimizer: optax.GradientTransformation
+    sam: SAM
     train_batches: pipeline.Batches
     test_batches: pipeline.Batches | None
 
@@ -37,10 +39,13 @@ class Plan:
             if self.dataset.test
             else "not tested: no test images"
         )
+        count = jax.process_count()
+        hosts = f" on {count} hosts" if count > 1 else ""
         return (
             f"{self.config.model.name} on {len(self.dataset.train)} images of "
             f"{len(self.dataset.class_names)} classes ({self.config.data.name}), {test}; "
-            f"{len(self.devices)} x {self.devices[0].device_kind}, batch {self.config.batch_size}"
+            f"{len(self.devices)} x {self.devices[0].device_kind}{hosts}, batch "
+            f"{self.config.batch_size}"
         )
 
     def create_state(self) -> TrainState:
@@ -90,6 +95,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         dataset=dataset,
         model=build(num_classes=len(dataset.class_names)),
         optimizer=create_optimizer(config),
+        sam=SAM(config.optimizer.sam_rho, config.optimizer.sam_fraction),
         train_batches=pipeline.train_batches(
             dataset.train, augmentation, config.batch_size, config.seed, **processes
         ),
@@ -102,18 +108,28 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
 
 
 def _devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
+    """The devices of all hosts, each host's together."""
     available, wanted = jax.local_devices(), config.num_devices
     if not 0 <= wanted <= len(available):
         raise InputError(
             f"num_devices is {wanted}, and there are {len(available)} ({available[0].platform}); "
             "0 takes all"
         )
-    devices = available[:wanted] if wanted else available
-    count = len(devices) * jax.process_count()
+    devices: list[jax.Device] = []
+    for process in range(jax.process_count()):
+        theirs = [device for device in jax.devices() if device.process_index == process]
+        devices += theirs[: wanted or None]
+    count = len(devices)
     if config.batch_size % count:
         nearest = max(1, round(config.batch_size / count)) * count
         raise InputError(
             f"batch_size {config.batch_size} does not divide evenly over {count} devices; the "
             f"nearest that does is {nearest}"
+        )
+    examples, size = config.batch_size // count, config.micro_batch_size
+    if size and examples % size:
+        raise InputError(
+            f"micro_batch_size {size} does not divide the {examples} images that each device gets "
+            f"of a batch of {config.batch_size}"
         )
     return devices

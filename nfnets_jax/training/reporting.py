@@ -29,17 +29,23 @@ class Reporter:
 
     A row of ``metrics.jsonl`` is a JSON object with ``step`` (updates done), ``split`` and figures.
     Opened again at a step, the file loses the rows after it, which the run is about to write anew.
-    On a terminal a live bar shows where the run stands; elsewhere each row is a line.
+    On a terminal a live bar shows where the run stands; elsewhere each row is a line. Without a
+    workdir nothing is told: of several hosts one tells for all.
     """
 
-    def __init__(self, workdir: Path, step: int, num_steps: int, batch_size: int):
+    def __init__(self, workdir: Path | None, step: int, num_steps: int, batch_size: int):
         self._workdir, self._num_steps, self._batch_size = workdir, num_steps, batch_size
-        path = workdir / "metrics.jsonl"
-        self.rows: list[Row] = [row for row in _complete_rows(path) if row["step"] <= step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.rows: list[Row] = []
+        path = Path(os.devnull)
+        if workdir:
+            path = workdir / "metrics.jsonl"
+            self.rows = [row for row in _complete_rows(path) if row["step"] <= step]
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
-        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir), purge_step=step + 1, write_to_disk=workdir is not None
+        )
+        self._console = rich.console.Console(highlight=False, soft_wrap=True, quiet=workdir is None)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed}/{task.total}"),
             rich.progress.BarColumn(),
@@ -96,7 +102,7 @@ class Reporter:
     def test(self, step: int, figures: Mapping[str, float]) -> None:
         """Reports on an evaluation and draws the curves anew."""
         self._write(step, "test", figures)
-        plot_curves(self.rows, self._workdir / "curves.png")
+        self._draw()
         self.say(
             f"test at step {step}: loss {figures['loss']:.4f}  top-1 {figures['top1']:.2%}; moving "
             f"average: loss {figures['ema_loss']:.4f}  top-1 {figures['ema_top1']:.2%}"
@@ -112,10 +118,14 @@ class Reporter:
 
     def close(self) -> None:
         """Writes out what is buffered and leaves the bar as it stands."""
-        plot_curves(self.rows, self._workdir / "curves.png")
+        self._draw()
         self._bar.stop()
         self._file.close()
         self._tensorboard.close()
+
+    def _draw(self) -> None:
+        if self._workdir:
+            plot_curves(self.rows, self._workdir / "curves.png")
 
     def _write(self, step: int, split: str, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():

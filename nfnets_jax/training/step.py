@@ -12,8 +12,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nfnets_jax.data.sources import Dataset
+from nfnets_jax.models.convolution import in_loop
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective
+from nfnets_jax.training.sharpness import SAM, ascend
 
 _AXIS = "devices"
 
@@ -86,12 +88,25 @@ def make_update(
     label_smoothing: float,
     ema_decay: float,
     devices: Sequence[jax.Device],
+    micro_batch_size: int = 0,
+    sam: SAM = SAM(),  # noqa: B008, it is immutable
 ) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
     """An update of replicated states by batches that are split over devices.
 
     Gradients are averaged over the devices before they are clipped, as if the batch had been on
     one. Random numbers belong to an example's place in the global batch: they, too, are the same on
     any number of devices.
+
+    Args:
+      model, optimizer: what is trained, and how.
+      dataset: whose images they are.
+      label_smoothing: of the loss.
+      ema_decay: of the moving average, at most.
+      devices: of all hosts, each host's together.
+      micro_batch_size: images that a device works on at once, a divisor of its part of the batch; 0
+        for all of it. The gradient is the mean over the micro-batches, and the kernels are
+        standardized once for all of them.
+      sam: whether and how the gradient is taken at a worse place nearby.
 
     Returns:
       ``(state, batch) -> (state, metrics)``; the state given is donated. The batch comes from
@@ -100,32 +115,84 @@ def make_update(
       clipping), equal on all devices.
     """
 
-    def update(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+    def loss_fn(
+        weights: Any, model_state: chex.ArrayTree, batch: DeviceBatch, keys: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         images = objective.normalize(batch["image"], dataset.mean, dataset.std)
-        keys = _example_keys(state, len(images))
+        outputs, model_state = model.forward(weights, model_state, keys, images, True)
+        logits = outputs["logits"]
+        losses = _of_mixtures(
+            lambda labels: objective.cross_entropy(logits, labels, label_smoothing), batch
+        )
+        hits = _of_mixtures(lambda labels: objective.in_top(logits, labels, 1), batch)
+        loss = jnp.mean(losses)
+        return loss, (model_state, {"loss": loss, "top1": jnp.mean(hits)})
 
-        def loss_fn(params: chex.ArrayTree) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            outputs, model_state = model.apply(params, state.model_state, keys, images, True)
-            logits = outputs["logits"]
-            losses = _of_mixtures(
-                lambda labels: objective.cross_entropy(logits, labels, label_smoothing), batch
+    gradient = jax.grad(loss_fn, has_aux=True)
+
+    def mean_gradient(
+        params: chex.ArrayTree, model_state: chex.ArrayTree, batch: DeviceBatch, keys: jax.Array
+    ) -> tuple[chex.ArrayTree, chex.ArrayTree, Metrics]:
+        """Gradient, model state and metrics, means over the examples of all devices."""
+        weights, to_params = jax.vjp(lambda params: model.prepare(params, batch["image"]), params)
+        if micro_batch_size in (0, len(keys)):
+            of_weights, (model_state, metrics) = gradient(weights, model_state, batch, keys)
+        else:
+            of_weights, model_state, metrics = _accumulate(
+                gradient, weights, model_state, (batch, keys), micro_batch_size
             )
-            return jnp.mean(losses), (model_state, logits)
-
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (model_state, logits)), grads = gradient(state.params)
-        top1 = jnp.mean(_of_mixtures(lambda labels: objective.in_top(logits, labels, 1), batch))
+        (grads,) = to_params(of_weights)
         # On one device XLA would copy every gradient for a mean that changes none.
         if lax.axis_size(_AXIS) > 1:
-            grads, model_state, loss, top1 = lax.pmean((grads, model_state, loss, top1), _AXIS)
+            grads, model_state, metrics = lax.pmean((grads, model_state, metrics), _AXIS)
+        return grads, model_state, metrics
+
+    def update(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+        examples = len(batch["image"])
+        keys = _example_keys(state, examples)
+        params = state.params
+        if sam.rho:
+            part = sam.examples(examples, micro_batch_size)
+            some = jax.tree.map(lambda array: array[:part], (batch, keys))
+            grads, _, _ = mean_gradient(params, state.model_state, *some)
+            params = ascend(params, grads, sam.rho)
+        grads, model_state, metrics = mean_gradient(params, state.model_state, batch, keys)
         # Without the barrier, XLA may compute the gradients once more in the loops of their norm.
         grad_norm = optax.tree.norm(lax.optimization_barrier(grads))
         new_state = apply_gradients(
             optimizer, state._replace(model_state=model_state), grads, ema_decay
         )
-        return new_state, {"loss": loss, "top1": top1, "grad_norm": grad_norm}
+        return new_state, {**metrics, "grad_norm": grad_norm}
 
     return jax.pmap(update, axis_name=_AXIS, devices=devices, donate_argnums=0)
+
+
+def _accumulate(
+    gradient: Callable[..., Any],
+    weights: Any,
+    model_state: chex.ArrayTree,
+    examples: chex.ArrayTree,
+    size: int,
+) -> tuple[Any, chex.ArrayTree, Metrics]:
+    """Means of gradient and metrics over parts of so many examples; the last model state."""
+    parts = jax.tree.map(lambda array: array.reshape(-1, size, *array.shape[1:]), examples)
+    count = len(jax.tree.leaves(parts)[0])
+
+    def add(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], None]:
+        sums, model_state = carry
+        with in_loop():
+            grads, (model_state, metrics) = gradient(weights, model_state, *part)
+        return (jax.tree.map(jnp.add, sums, (grads, metrics)), model_state), None
+
+    first = jax.tree.map(lambda array: array[0], parts)
+    grads, (_, metrics) = jax.eval_shape(gradient, weights, model_state, *first)
+    # Sums of bfloat16 would lose what small parts add.
+    zeros = jax.tree.map(lambda array: jnp.zeros(array.shape, jnp.float32), (grads, metrics))
+    (sums, model_state), _ = lax.scan(add, (zeros, model_state), parts)
+    grads, metrics = jax.tree.map(
+        lambda total, array: (total / count).astype(array.dtype), sums, (grads, metrics)
+    )
+    return grads, model_state, metrics
 
 
 def make_evaluate(
@@ -161,7 +228,12 @@ def replicate(tree: chex.ArrayTree, devices: Sequence[jax.Device]) -> chex.Array
     """A copy of the tree on each device, as ``pmap`` takes it: with one leading axis more."""
     # The axis has the updates' name: by another, their first outputs would be compiled for anew.
     copy = jax.pmap(lambda _, leaves: leaves, _AXIS, in_axes=(0, None), devices=devices)
-    return copy(np.arange(len(devices)), tree)
+    return copy(np.arange(len(local(devices))), tree)
+
+
+def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Those of this host."""
+    return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def fetch(tree: chex.ArrayTree) -> chex.ArrayTree:
@@ -171,10 +243,9 @@ def fetch(tree: chex.ArrayTree) -> chex.ArrayTree:
 
 def transfer(batch: Mapping[str, np.ndarray], devices: Sequence[jax.Device]) -> DeviceBatch:
     """One host's batch ``[B, ...]`` on its devices, as ``[devices, B / devices, ...]``."""
-    sharding = NamedSharding(Mesh(np.array(devices), (_AXIS,)), PartitionSpec(_AXIS))
-    parts = {
-        name: array.reshape(len(devices), -1, *array.shape[1:]) for name, array in batch.items()
-    }
+    here = local(devices)
+    sharding = NamedSharding(Mesh(np.array(here), (_AXIS,)), PartitionSpec(_AXIS))
+    parts = {name: array.reshape(len(here), -1, *array.shape[1:]) for name, array in batch.items()}
     return jax.device_put(parts, sharding)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import ml_collections
 
 from nfnets_jax.errors import InputError
-from nfnets_jax.training import reporting
+from nfnets_jax.training import hosts, reporting
 
 # Fields that a resumed run may change: they do not touch what is learned.
 _FREE_FIELDS = frozenset(
     {
         "num_devices",
+        "micro_batch_size",
         "log_every",
         "eval_every",
         "checkpoint_every",
@@ -36,6 +37,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """
     if any(workdir.glob("checkpoints/[0-9]*")):
         _check_same_run(workdir, config)
+    if not hosts.is_first():
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         reporting.write_json(workdir / "config.json", config.to_dict())

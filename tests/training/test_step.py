@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,10 @@ from ml_collections import ConfigDict
 import nfnets_jax
 from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import ArraySource, Dataset
-from nfnets_jax.training import step
+from nfnets_jax.errors import InputError
+from nfnets_jax.training import objective, step
 from nfnets_jax.training.optimizers import learning_rate
+from nfnets_jax.training.sharpness import SAM
 from tests import golden
 
 
@@ -73,9 +76,8 @@ def test_f0_trains_as_published(shared: Path) -> None:
         assert value == pytest.approx(norm, rel=1e-5), path
 
 
-@pytest.fixture(scope="module")
-def losses() -> dict[int, list[float]]:
-    """Losses of ten steps on 1, 2 and 8 devices, stochastic depth and dropout on."""
+def train(devices: int, micro_batch_size: int = 0) -> list[float]:
+    """Losses of ten steps of a tiny network, stochastic depth and dropout on."""
     model = nfnets_jax.create_model(
         "nfnet_micro",
         10,
@@ -88,27 +90,38 @@ def losses() -> dict[int, list[float]]:
     )
     optimizer = optax_agc.sgd_agc(0.5)
     rng = np.random.default_rng(0)
-    batch: Any = {
-        "image": rng.integers(0, 256, (16, 8, 8, 1), np.uint8),
-        "label": rng.integers(0, 10, 16),
-    }
-    result: dict[int, list[float]] = {}
-    for count in (1, 2, 8):
-        devices = jax.devices()[:count]
-        update = step.make_update(
-            model,
-            optimizer,
-            dataset(1, 0.5, 0.3),
-            label_smoothing=0.1,
-            ema_decay=0.99,
-            devices=devices,
-        )
-        state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
-        parts, result[count] = step.transfer(batch, devices), []
-        for _ in range(10):
-            state, metrics = update(state, parts)
-            result[count].append(float(metrics["loss"][0]))
-    return result
+    used = jax.devices()[:devices]
+    batch = step.transfer(
+        {"image": rng.integers(0, 256, (16, 8, 8, 1), np.uint8), "label": rng.integers(0, 10, 16)},
+        used,
+    )
+    update = step.make_update(
+        model,
+        optimizer,
+        dataset(1, 0.5, 0.3),
+        label_smoothing=0.1,
+        ema_decay=0.99,
+        devices=used,
+        micro_batch_size=micro_batch_size,
+    )
+    state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), used)
+    losses = []
+    for _ in range(10):
+        state, metrics = update(state, batch)
+        losses.append(float(metrics["loss"][0]))
+    return losses
+
+
+@pytest.fixture(scope="module")
+def losses() -> dict[int, list[float]]:
+    """By the number of devices."""
+    return {devices: train(devices) for devices in (1, 2, 8)}
+
+
+def test_a_batch_in_parts_takes_the_same_steps(losses: dict[int, list[float]]) -> None:
+    """One device with four images at a time, two with two, and eight with all of their two."""
+    for devices, size in ((1, 4), (2, 2)):
+        np.testing.assert_allclose(train(devices, size)[:5], losses[8][:5], atol=1e-4)
 
 
 def test_losses_are_the_same_on_any_number_of_devices(losses: dict[int, list[float]]) -> None:
@@ -179,3 +192,51 @@ def test_mixtures_are_asked_for_both_labels_by_their_shares() -> None:
     assert loss(own, other, [1, 1, 0, 0]) == pytest.approx(
         loss(np.array([1, 2, 7, 8]), other, [1] * 4), rel=1e-5
     )
+
+
+def test_sam_takes_the_gradient_at_the_worst_place_nearby() -> None:
+    """Two devices, the way up decided by the first half of each one's images."""
+    model = nfnets_jax.create_model(
+        "nfnet_micro", 10, depth=(1,), width=(16,), strides=(1,), group_size=8
+    )
+    data, devices = dataset(1, 0.5, 0.3), jax.devices()[:2]
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (8, 8, 8, 1), np.uint8), rng.integers(0, 10, 8)
+    state = step.create_state(model, optax.sgd(0.1), (1, 8, 8, 1), 0)
+
+    def gradient(params: Any, chosen: list[int]) -> Any:
+        def loss(params: Any) -> jax.Array:
+            inputs = objective.normalize(jnp.asarray(images[chosen]), data.mean, data.std)
+            outputs, _ = model.apply(params, {}, None, inputs, False)
+            wanted = jnp.asarray(labels[chosen])
+            return jnp.mean(objective.cross_entropy(outputs["logits"], wanted, 0.1))
+
+        return jax.jit(jax.grad(loss))(params)
+
+    up = gradient(state.params, [0, 1, 4, 5])
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(up)))
+    above = jax.tree.map(lambda param, grad: param + 0.05 * grad / norm, state.params, up)
+    expected = jax.tree.map(
+        lambda param, grad: param - 0.1 * grad, state.params, gradient(above, list(range(8)))
+    )
+    update = step.make_update(
+        model,
+        optax.sgd(0.1),
+        data,
+        label_smoothing=0.1,
+        ema_decay=0.99,
+        devices=devices,
+        sam=SAM(rho=0.05, fraction=0.5),
+    )
+    batch = step.transfer({"image": images, "label": labels}, devices)
+    after, _ = update(step.replicate(state, devices), batch)
+    chex.assert_trees_all_close(step.fetch(after).params, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_sam_takes_whole_micro_batches_and_refuses_what_cannot_be() -> None:
+    assert [SAM(0.05, 0.2).examples(of) for of in (1, 5, 64)] == [1, 1, 13]
+    assert SAM(0.05, 0.2).examples(64, 16) == 16
+    with pytest.raises(InputError, match="sam_rho is -1"):
+        SAM(-1)
+    with pytest.raises(InputError, match="sam_fraction is 0"):
+        SAM(0.05, 0)
