@@ -34,6 +34,7 @@ class Checkpoints:
         )
         options = ocp.CheckpointManagerOptions(
             create=True,
+            cleanup_tmp_directories=True,  # A kill may have left some.
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
