@@ -26,7 +26,7 @@ from benchmarks import machine
 from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
-from nfnets_jax.models.nfnet import REMAT
+from nfnets_jax.models.nf_network import REMAT
 from nfnets_jax.models.registry import PRECISIONS, Model
 from nfnets_jax.training import step
 

@@ -4,11 +4,11 @@ XLA's CPU backend (jax 0.10.2) is fast at matrix products and at dense convoluti
 Three things that training needs all the time are put into those terms:
 
 - A grouped convolution, above all its gradients (jax issue 13800), becomes one dense convolution a
-  group.
+  group, or for narrow groups one for a few of them, with zeros where they do not meet.
 - The gradient of a kernel is compiled as a convolution whose kernel is as large as the image. It
   becomes one matrix product a kernel position, of the image shifted to it with the gradient. In the
   body of a loop, where XLA has no fast convolution for gradients, this holds for all shapes.
-- A 1x1 convolution of stride 1 becomes a matrix product, gradients and all.
+- A 1x1 convolution becomes a matrix product, gradients and all.
 
 The last is so on every backend; of the others, other backends get the plain operation.
 """
@@ -28,6 +28,11 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Below either, the native gradient of a kernel is as fast as the products, and faster to compile.
 _SHIFTED_MIN_PIXELS = 4096
 _SHIFTED_MIN_CHANNELS = 32
+# Groups narrower than the first are packed to the second. NF-RegNet-B0 on two CPU threads: to 32,
+# 64 and 128 channels its gradient compiled in 29, 25 and 9 s, and 43 groups of 8, 8 images of 12
+# pixels, took 7, 11 and 16 ms forward and back; 2.8 s natively.
+_NARROW_CHANNELS = 32
+_PACKED_CHANNELS = 128
 
 
 _in_loop = contextvars.ContextVar("in_loop", default=False)
@@ -65,12 +70,47 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = F
         raise ValueError(
             f"a kernel for {kernel.shape[2]} input channels does not divide the {x.shape[-1]} of x"
         )
-    if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1:
+    if kernel.shape[:2] == (1, 1) and groups == 1:
+        x = x[:, ::stride, ::stride]
         pixels = x.reshape(-1, x.shape[-1])
         return _product(pixels, kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
     if jax.default_backend() != "cpu":
         return _native(x, kernel, stride, groups)
-    return _split(x, kernel, stride, looped or _in_loop.get())
+    looped = looped or _in_loop.get()
+    if groups == 1 or kernel.shape[2] >= _NARROW_CHANNELS:
+        return _split(x, kernel, stride, looped)
+    pack = min(groups, _PACKED_CHANNELS // kernel.shape[2])
+    # What is left over is a pack of its own: zeros to fill one up would copy all of x.
+    rest = groups % pack
+    parts = [(slice(None, groups - rest), pack), (slice(groups - rest, None), rest)]
+    packed = [
+        _split(
+            _grouped(x, groups)[..., part, :].reshape(*x.shape[:-1], -1),
+            _block_diagonal(_grouped(kernel, groups)[..., part, :], size),
+            stride,
+            looped,
+        )
+        for part, size in parts
+        if size
+    ]
+    return jnp.concatenate(packed, axis=-1)
+
+
+def _grouped(array: jax.Array, groups: int) -> jax.Array:
+    """``[..., C]`` as ``[..., groups, C / groups]``."""
+    return array.reshape(*array.shape[:-1], groups, -1)
+
+
+def _block_diagonal(kernel: jax.Array, pack: int) -> jax.Array:
+    """Of a kernel ``[h, w, I, groups, O]`` one with ``pack`` groups in each of its own.
+
+    Returns:
+      ``[h, w, pack * I, groups * O]``.
+    """
+    height, width, inputs, groups, outputs = kernel.shape
+    packs = kernel.reshape(height, width, 1, inputs, groups // pack, pack, outputs)
+    own = jnp.eye(pack, dtype=kernel.dtype)[:, None, None, :, None]
+    return (packs * own).reshape(height, width, pack * inputs, groups * outputs)
 
 
 @jax.custom_vjp

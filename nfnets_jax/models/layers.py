@@ -292,6 +292,12 @@ def average_pool(x: jax.Array) -> jax.Array:
     return jnp.sum(windows, axis=(2, 4)) / pixels[:, :, None].astype(x.dtype)
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+    """Halves height and width of ``[N, H, W, C]`` by the maximum over 3x3 windows, two apart."""
+    low = np.asarray(-np.inf, x.dtype)
+    return lax.reduce_window(x, low, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+
+
 def survivors(keys: jax.Array, rates: jax.Array) -> jax.Array:
     """Which residual branches stochastic depth keeps (Huang et al. 2016, arXiv:1603.09382).
 

@@ -7,6 +7,7 @@ deviation that the input has at initialization, known without looking at data: a
 the activated input, begins again at one.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import haiku as hk
@@ -16,11 +17,33 @@ import jax.numpy as jnp
 from nfnets_jax.models import layers
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockForm:
+    """In what the blocks of one family differ from another's.
+
+    Attributes:
+      name: of the block's module in the parameter tree.
+      spatial: names of the 3x3 convolutions.
+      expands_input: whether the bottleneck's width is counted from the channels that come in, not
+        from those that go out.
+      excites_bottleneck: whether squeeze-excite weighs what the 3x3 convolutions give, not what the
+        branch gives.
+      pools_shortcut: whether a shortcut of lower resolution takes the mean of 2x2 pixels, not one
+        of the four.
+    """
+
+    name: str
+    spatial: tuple[str, ...]
+    expands_input: bool
+    excites_bottleneck: bool
+    pools_shortcut: bool
+
+
 class BlockWeights(NamedTuple):
     """All arrays that one block's computation needs."""
 
     convolutions: tuple[layers.Affine, ...]
-    squeeze_excite: tuple[layers.Affine, layers.Affine]
+    squeeze_excite: tuple[layers.Affine, layers.Affine] | None
     skip_gain: jax.Array
     shortcut: layers.Affine | None
 
@@ -29,23 +52,26 @@ class BlockParameters(NamedTuple):
     """All arrays that one block learns."""
 
     convolutions: tuple[layers.ScaledKernel, ...]
-    squeeze_excite: tuple[layers.Affine, layers.Affine]
+    squeeze_excite: tuple[layers.Affine, layers.Affine] | None
     skip_gain: jax.Array
     shortcut: layers.ScaledKernel | None
 
     def weights(self, dtype: jnp.dtype) -> BlockWeights:
         """What the block computes with, in ``dtype``, kernels standardized."""
-        squeeze, excite = self.squeeze_excite
+        gate = None
+        if self.squeeze_excite:
+            squeeze, excite = self.squeeze_excite
+            gate = squeeze.weights(dtype), excite.weights(dtype)
         return BlockWeights(
             convolutions=tuple(kernel.weights(dtype) for kernel in self.convolutions),
-            squeeze_excite=(squeeze.weights(dtype), excite.weights(dtype)),
+            squeeze_excite=gate,
             skip_gain=self.skip_gain.astype(dtype),
             shortcut=self.shortcut.weights(dtype) if self.shortcut else None,
         )
 
 
 class NFBlock(hk.Module):
-    """The parameters of one block: bottleneck of 1x1, two grouped 3x3 and 1x1 convolutions.
+    """The parameters of one block: bottleneck of 1x1, grouped 3x3 and 1x1 convolutions.
 
     A transition block, one that changes the resolution or the number of channels, has a 1x1
     convolution on its shortcut too. ``skip_gain`` is a scalar that starts at zero, so that the
@@ -57,35 +83,38 @@ class NFBlock(hk.Module):
         input_channels: int,
         output_channels: int,
         *,
+        form: BlockForm,
         stride: int,
         expansion: float,
-        group_size: int,
+        group_size: int | None,
         se_ratio: float,
-        name: str | None = None,
     ):
-        super().__init__(name)
-        groups = max(1, int(output_channels * expansion) // group_size)
-        width = groups * group_size
-        self.stride = stride
-        self.is_transition = stride > 1 or input_channels != output_channels
+        super().__init__(form.name)
+        width = int((input_channels if form.expands_input else output_channels) * expansion)
+        groups = 1
+        if group_size is not None:
+            groups = max(1, width // group_size)
+            width = groups * group_size
         self._convolutions = (
             layers.WSConv2D(input_channels, width, 1, name="conv0"),
-            layers.WSConv2D(width, width, 3, groups, name="conv1"),
-            layers.WSConv2D(width, width, 3, groups, name="conv1b"),
+            *(layers.WSConv2D(width, width, 3, groups, name=name) for name in form.spatial),
             layers.WSConv2D(width, output_channels, 1, name="conv2"),
         )
         self._shortcut = (
             layers.WSConv2D(input_channels, output_channels, 1, name="conv_shortcut")
-            if self.is_transition
+            if stride > 1 or input_channels != output_channels
             else None
         )
-        self._squeeze_excite = layers.SqueezeExcite(output_channels, se_ratio, "squeeze_excite")
+        excited = width if form.excites_bottleneck else output_channels
+        self._squeeze_excite = (
+            layers.SqueezeExcite(excited, se_ratio, "squeeze_excite") if se_ratio > 0 else None
+        )
 
     def parameters(self) -> BlockParameters:
         """The arrays that are learned."""
         return BlockParameters(
             convolutions=tuple(convolution.parameters() for convolution in self._convolutions),
-            squeeze_excite=self._squeeze_excite.parameters(),
+            squeeze_excite=self._squeeze_excite.parameters() if self._squeeze_excite else None,
             skip_gain=hk.get_parameter("skip_gain", (), init=jnp.zeros),
             shortcut=self._shortcut.parameters() if self._shortcut else None,
         )
@@ -97,6 +126,7 @@ def nf_block(
     beta: float | jax.Array,
     keep: jax.Array | None = None,
     *,
+    form: BlockForm,
     activation: layers.Activation,
     alpha: float,
     stride: int = 1,
@@ -110,6 +140,7 @@ def nf_block(
       beta: one over the expected standard deviation of ``x``.
       keep: ``[N]`` booleans, which examples keep the branch (stochastic depth); None keeps all. As
         in the published networks a kept branch is not scaled up.
+      form: the one that the weights were made by.
       activation: scaled to unit variance.
       alpha: standard deviation of what the branch adds, for a skip gain of one.
       stride: of the first 3x3 convolution; 2 halves the resolution.
@@ -122,15 +153,22 @@ def nf_block(
     activated = activation(x) * beta
     shortcut = x
     if weights.shortcut is not None:
-        pooled = layers.average_pool(activated) if stride > 1 else activated
-        shortcut = layers.convolve(weights.shortcut, pooled)
+        if form.pools_shortcut and stride > 1:
+            shortcut = layers.convolve(weights.shortcut, layers.average_pool(activated))
+        else:
+            shortcut = layers.convolve(weights.shortcut, activated, stride)
     branch = layers.convolve(reduce, activated)
-    for index, convolution in enumerate((*spatial, expand)):
+    for index, convolution in enumerate(spatial):
         branch = layers.convolve_activated(
             convolution, branch, activation, stride if index == 0 else 1, looped=looped
         )
+    if weights.squeeze_excite is not None and form.excites_bottleneck:
+        branch *= layers.squeeze_excite(weights.squeeze_excite, branch)[:, None, None, :]
+    branch = layers.convolve_activated(expand, branch, activation, looped=looped)
     # All that scales the branch does so in one pass over it.
-    scale = layers.squeeze_excite(weights.squeeze_excite, branch) * (alpha * weights.skip_gain)
+    scale = jnp.reshape(alpha * weights.skip_gain, (1, 1))
+    if weights.squeeze_excite is not None and not form.excites_bottleneck:
+        scale = layers.squeeze_excite(weights.squeeze_excite, branch) * scale
     if keep is not None:
         scale = jnp.where(keep[:, None], scale, 0)
     return shortcut + branch * scale[:, None, None, :]

@@ -1,79 +1,42 @@
 """NFNets: the networks of Brock et al. 2021b, arXiv:2102.06171, section 5, and small relatives."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
-import haiku as hk
-import jax
-import jax.numpy as jnp
-import numpy as np
+from nfnets_jax.models.nf_block import BlockForm
+from nfnets_jax.models.nf_network import Family, NFNetworkConfig
 
-from nfnets_jax.errors import InputError
-from nfnets_jax.models import layers
-from nfnets_jax.models.looping import stack
-from nfnets_jax.models.nf_block import BlockWeights, NFBlock, nf_block
-from nfnets_jax.models.recomputing import recomputed
-
-REMAT = ("none", "block", "full")
-
-
-@dataclasses.dataclass(frozen=True)
-class NFNetConfig:
-    """One variant of the family. A field a stage holds as many entries as there are stages.
-
-    Attributes:
-      width: output channels of each stage.
-      depth: blocks of each stage.
-      stem: (output channels, stride) of each 3x3 convolution before the first stage.
-      strides: of each stage's first block.
-      train_size, test_size: published side of the square images, in pixels.
-      dropout_rate: of the pooled features.
-      stochastic_depth_rate: probability of dropping a block's branch, rising from 0 at the first
-        block in proportion to the number of blocks before it.
-      expansion: width of the bottleneck over the width of the stage.
-      group_size: channels a group of the 3x3 convolutions.
-      se_ratio: hidden units of squeeze-excite over its channels.
-      final_expansion: channels of the last 1x1 convolution over the width of the last stage.
-      alpha: standard deviation that each block adds.
-      activation: a key of ``layers.ACTIVATION_GAINS``.
-      looped_blocks: from how many equal blocks in a row on they are compiled once, as a loop. It
-        saves compilation: F6's gradient took 22 s, and 70 s unrolled, on two CPU threads.
-      remat: what is computed anew for the gradient instead of being kept: ``"none"`` but the
-        activations, each ``"block"`` from its input, or each stage in ``"full"``, block by block.
-        README.md has the memory that each took.
-    """
-
-    width: tuple[int, ...]
-    depth: tuple[int, ...]
-    stem: tuple[tuple[int, int], ...]
-    strides: tuple[int, ...]
-    train_size: int
-    test_size: int
-    dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
-    expansion: float = 0.5
-    group_size: int = 128
-    se_ratio: float = 0.5
-    final_expansion: int = 2
-    alpha: float = 0.2
-    activation: str = "gelu"
-    looped_blocks: int = 6
-    remat: str = "none"
-
-    def __post_init__(self) -> None:
-        if self.remat not in REMAT:
-            raise InputError(f"no remat {self.remat!r}; there are {', '.join(REMAT)}")
+_FAMILY = Family(
+    name="NFNet",
+    stem_name="stem_conv{}",
+    stem_kernel=3,
+    stem_pool=False,
+    block=BlockForm(
+        name="nf_block",
+        spatial=("conv1", "conv1b"),
+        expands_input=False,
+        excites_bottleneck=False,
+        pools_shortcut=True,
+    ),
+)
+_config = functools.partial(
+    NFNetworkConfig,
+    family=_FAMILY,
+    expansion=0.5,
+    se_ratio=0.5,
+    final_expansion=2,
+    classifier_std=0.01,
+    activation="gelu",
+)
 
 
 def _imagenet(
     scale: int, train_size: int, test_size: int, dropout_rate: float, wide: bool
-) -> NFNetConfig:
+) -> NFNetworkConfig:
     """F``scale - 1``: the blocks of F0 times ``scale`` (NFNets, table 1 and appendix)."""
     width = (384, 768, 2048, 2048) if wide else (256, 512, 1536, 1536)
-    return NFNetConfig(
+    return _config(
         width=width,
         depth=(scale, 2 * scale, 6 * scale, 3 * scale),
         stem=((16, 2), (32, 1), (64, 1), (width[0] // 2, 2)),
@@ -82,6 +45,7 @@ def _imagenet(
         test_size=test_size,
         dropout_rate=dropout_rate,
         stochastic_depth_rate=0.25,
+        group_size=128,
     )
 
 
@@ -97,7 +61,7 @@ _SCALED = (
     (480, 608, 0.5),
 )
 
-VARIANTS: Mapping[str, NFNetConfig] = MappingProxyType(
+VARIANTS: Mapping[str, NFNetworkConfig] = MappingProxyType(
     {
         **{
             f"nfnet_f{index}{suffix}": _imagenet(index + 1, *scaled, wide=bool(suffix))
@@ -105,7 +69,7 @@ VARIANTS: Mapping[str, NFNetConfig] = MappingProxyType(
             for index, scaled in enumerate(_SCALED)
         },
         # For small images: no resolution is lost before the first stage.
-        "nfnet_micro": NFNetConfig(
+        "nfnet_micro": _config(
             width=(64, 128, 256),
             depth=(1, 1, 1),
             stem=((32, 1),),
@@ -114,7 +78,7 @@ VARIANTS: Mapping[str, NFNetConfig] = MappingProxyType(
             test_size=16,
             group_size=32,
         ),
-        "nfnet_tiny": NFNetConfig(
+        "nfnet_tiny": _config(
             width=(64, 128, 256, 256),
             depth=(1, 2, 3, 1),
             stem=((16, 1), (32, 1)),
@@ -125,179 +89,3 @@ VARIANTS: Mapping[str, NFNetConfig] = MappingProxyType(
         ),
     }
 )
-
-
-class StageWeights(NamedTuple):
-    """Of a stage the first block and the rest, which are equal to each other.
-
-    The rest is either a block each or, to be run as a loop, one whose arrays have a leading axis.
-    """
-
-    first: BlockWeights
-    rest: tuple[BlockWeights, ...] | BlockWeights
-
-
-class NetworkWeights(NamedTuple):
-    """All arrays that the computation needs."""
-
-    stem: tuple[layers.Affine, ...]
-    stages: tuple[StageWeights, ...]
-    final: layers.Affine
-    classifier: layers.Affine
-
-
-class NFNet(hk.Module):
-    """The parameters of a normalizer-free network, named as the published ones."""
-
-    def __init__(
-        self, config: NFNetConfig, num_classes: int, input_channels: int, name: str = "NFNet"
-    ):
-        super().__init__(name)
-        self._config = config
-        channels = input_channels
-        self._stem = []
-        for index, (width, _) in enumerate(config.stem):
-            self._stem.append(layers.WSConv2D(channels, width, 3, name=f"stem_conv{index}"))
-            channels = width
-        self._stages: list[list[NFBlock]] = []
-        for width, depth, stride in zip(config.width, config.depth, config.strides, strict=True):
-            stage = []
-            for index in range(depth):
-                block = NFBlock(
-                    channels,
-                    width,
-                    stride=stride if index == 0 else 1,
-                    expansion=config.expansion,
-                    group_size=config.group_size,
-                    se_ratio=config.se_ratio,
-                )
-                stage.append(block)
-                channels = width
-            self._stages.append(stage)
-        final_channels = config.final_expansion * channels
-        self._final_conv = layers.WSConv2D(channels, final_channels, 1, name="final_conv")
-        self._linear = layers.Linear(final_channels, num_classes, std=0.01, name="linear")
-
-    def weights(self, dtype: jnp.dtype) -> NetworkWeights:
-        """What ``nfnet`` computes with: kernels standardized, in ``dtype``; the classifier float32.
-
-        Standardizing reads all parameters more than once, so it is done once a step, however many
-        batches the step is made of.
-        """
-        return NetworkWeights(
-            stem=tuple(convolution.parameters().weights(dtype) for convolution in self._stem),
-            stages=tuple(self._stage_weights(stage, dtype) for stage in self._stages),
-            final=self._final_conv.parameters().weights(dtype),
-            classifier=self._linear.parameters(),
-        )
-
-    def _stage_weights(self, stage: list[NFBlock], dtype: jnp.dtype) -> StageWeights:
-        first, *rest = (block.parameters() for block in stage)
-        if len(rest) < self._config.looped_blocks:
-            return StageWeights(first.weights(dtype), tuple(block.weights(dtype) for block in rest))
-        stacked = jax.vmap(lambda block: block.weights(dtype))(stack(rest))
-        return StageWeights(first.weights(dtype), stacked)
-
-
-def nfnet(
-    weights: NetworkWeights,
-    images: jax.Array,
-    keys: jax.Array | None = None,
-    *,
-    config: NFNetConfig,
-    features: bool = False,
-) -> dict[str, jax.Array]:
-    """Classifies images.
-
-    Args:
-      weights: of ``NFNet.weights``; all but the classifier is computed in their dtype.
-      images: ``[N, H, W, C]`` floats, normalized.
-      keys: ``[N]`` random keys, one an example, for stochastic depth and dropout; None turns both
-        off.
-      config: the one that the weights were made by.
-      features: also return the output of each stage.
-
-    Returns:
-      ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, final channels]``, float32; with
-      ``features`` also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
-    """
-    activation = layers.scaled_activation(config.activation)
-    x = images.astype(weights.final.kernel.dtype)
-    for index, (convolution, (_, stride)) in enumerate(zip(weights.stem, config.stem, strict=True)):
-        if index == 0:
-            x = layers.convolve(convolution, x, stride)
-        else:
-            x = layers.convolve_activated(convolution, x, activation, stride)
-
-    transitions = [
-        index == 0 and stage.first.shortcut is not None
-        for stage, depth in zip(weights.stages, config.depth, strict=True)
-        for index in range(depth)
-    ]
-    betas = (1 / np.sqrt(expected_variances(transitions, config.alpha))).astype(x.dtype)
-    keep = None
-    if keys is not None and config.stochastic_depth_rate > 0:
-        rates = config.stochastic_depth_rate * jnp.arange(len(betas)) / len(betas)
-        keep = layers.survivors(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rates)
-    outputs, start = {}, 0
-    stages = zip(weights.stages, config.depth, config.strides, strict=True)
-    for number, (stage, depth, stride) in enumerate(stages, start=1):
-        run: Callable[..., jax.Array] = functools.partial(_run_stage, stride=stride, config=config)
-        if config.remat == "full":
-            run = recomputed(run)
-        x = run(stage, x, *_at(slice(start, start + depth), betas, keep))
-        start += depth
-        if features:
-            outputs[f"stage_{number}"] = x
-
-    x = activation(layers.convolve(weights.final, x))
-    pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-    seen = pool
-    if keys is not None and config.dropout_rate > 0:
-        dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-        seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
-    return {**outputs, "pool": pool, "logits": layers.linear(weights.classifier, seen)}
-
-
-def expected_variances(transitions: Iterable[bool], alpha: float) -> list[float]:
-    """Of the input of each block at initialization (NF-ResNets, section 3).
-
-    ``transitions`` says of each block whether its shortcut starts from the activated input.
-    """
-    variances, variance = [], 1.0
-    for transition in transitions:
-        variances.append(variance)
-        variance = (1.0 if transition else variance) + alpha**2
-    return variances
-
-
-def _run_stage(
-    stage: StageWeights,
-    x: jax.Array,
-    betas: np.ndarray,
-    keep: jax.Array | None,
-    *,
-    stride: int,
-    config: NFNetConfig,
-) -> jax.Array:
-    """One block after the other; ``betas`` ``[depth]`` and ``keep`` ``[depth, N]`` are theirs."""
-    activation = layers.scaled_activation(config.activation)
-
-    def block(**how: Any) -> Callable[..., jax.Array]:
-        run = functools.partial(nf_block, activation=activation, alpha=config.alpha, **how)
-        return run if config.remat == "none" else recomputed(run)
-
-    x = block(stride=stride)(stage.first, x, *_at(0, betas, keep))
-    if isinstance(stage.rest, BlockWeights):
-        looped = block(looped=True)
-        inputs = (stage.rest, *_at(slice(1, None), betas, keep))
-        x, _ = jax.lax.scan(lambda x, one: (looped(one[0], x, *one[1:]), None), x, inputs)
-    else:
-        for index, weights in enumerate(stage.rest, start=1):
-            x = block()(weights, x, *_at(index, betas, keep))
-    return x
-
-
-def _at(place: int | slice, *arrays: Any) -> tuple[Any, ...]:
-    """The entries of arrays of one a block; of None, None."""
-    return jax.tree.map(lambda array: array[place], arrays)

@@ -11,12 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError, nearest
-from nfnets_jax.models import nfnet
+from nfnets_jax.models import nf_regnet, nf_resnet, nfnet
 from nfnets_jax.models.initialization import init_params
+from nfnets_jax.models.nf_network import NFNetwork, NFNetworkConfig, nf_network
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-_REGISTRY: Mapping[str, nfnet.NFNetConfig] = nfnet.VARIANTS
+_REGISTRY: Mapping[str, NFNetworkConfig] = {
+    **nfnet.VARIANTS,
+    **nf_resnet.VARIANTS,
+    **nf_regnet.VARIANTS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +149,10 @@ def create_model(
         name,
         num_classes,
         config,
-        lambda images: nfnet.NFNet(config, num_classes, images.shape[-1]).weights(
+        lambda images: NFNetwork(config, num_classes, images.shape[-1]).weights(
             PRECISIONS[precision]
         ),
-        functools.partial(nfnet.nfnet, config=config, features=features),
+        functools.partial(nf_network, config=config, features=features),
     )
 
 

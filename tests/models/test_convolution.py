@@ -17,6 +17,11 @@ from nfnets_jax.models.convolution import conv2d
         (8, 32, 64, 3, 1, 4),
         (9, 32, 32, 3, 2, 2),
         (4, 8, 8, 3, 1, 8),
+        # Narrow groups: whole packs, packs and a rest, less than a pack with more outputs.
+        (4, 256, 256, 3, 1, 32),
+        (5, 168, 168, 3, 2, 21),
+        (4, 24, 48, 3, 1, 3),
+        (9, 3, 8, 7, 2, 1),
         # Large enough for the kernel's gradient to be taken a position at a time.
         (48, 32, 16, 3, 1, 1),
         (47, 64, 16, 3, 1, 2),

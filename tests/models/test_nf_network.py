@@ -12,7 +12,29 @@ import nfnets_jax
 from nfnets_jax.errors import InputError
 from tests import golden
 
-FAMILY = [f"nfnet_f{i}{plus}" for plus in ("", "_plus") for i in range(8)]
+PUBLISHED = [
+    *(f"nfnet_f{i}{plus}" for plus in ("", "_plus") for i in range(8)),
+    *(f"nf_resnet{layers}" for layers in (50, 101, 152, 200, 288, 600)),
+    *(f"nf_regnet_b{i}" for i in range(9)),
+]
+# Of each family one that is small, with equal blocks in a row.
+SMALL: dict[str, dict[str, Any]] = {
+    "nfnet_micro": {"depth": (1, 3, 1)},
+    "nf_resnet50": {
+        "depth": (1, 3),
+        "width": (32, 64),
+        "stem": ((16, 2),),
+        "strides": (1, 2),
+        "se_ratio": 0.5,
+    },
+    "nf_regnet_b0": {
+        "depth": (1, 3),
+        "width": (16, 32),
+        "stem": ((16, 2),),
+        "strides": (1, 2),
+        "dropout_rate": 0.0,
+    },
+}
 
 
 @functools.cache
@@ -23,21 +45,24 @@ def shapes(name: str) -> dict[str, dict[str, list[int]]]:
     return {m: {p: list(x.shape) for p, x in ps.items()} for m, ps in params.items()}
 
 
-@pytest.mark.parametrize("name", ["nfnet_f0", "nfnet_f3", "nfnet_f0_plus"])
+@pytest.mark.parametrize(
+    "name", ["nfnet_f0", "nfnet_f3", "nfnet_f0_plus", "nf_resnet50", "nf_regnet_b0"]
+)
 def test_parameter_tree_is_the_published_one(shared: Path, name: str) -> None:
     assert shapes(name) == golden.load(shared, "parameter_trees.json")[name]
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_count_is_the_published_one(shared: Path, name: str) -> None:
     count = sum(int(np.prod(s)) for module in shapes(name).values() for s in module.values())
     assert count == golden.load(shared, "parameter_counts.json")[name]
 
 
-def test_f0_logits_and_gradients_are_the_published_ones(shared: Path) -> None:
-    expected = golden.load(shared, "nfnet_f0.json")
-    model = nfnets_jax.create_model("nfnet_f0")
-    params = golden.parameters(shapes("nfnet_f0"))
+@pytest.mark.parametrize("name", ["nfnet_f0", "nf_resnet50", "nf_regnet_b0"])
+def test_logits_and_gradients_are_the_published_ones(shared: Path, name: str) -> None:
+    expected = golden.load(shared, f"{name}.json")
+    model = nfnets_jax.create_model(name)
+    params = golden.parameters(shapes(name))
     images = golden.images(expected["batch"], expected["image_size"])
 
     @jax.jit
@@ -54,8 +79,8 @@ def test_f0_logits_and_gradients_are_the_published_ones(shared: Path) -> None:
     assert np.mean(outputs["pool"]) == pytest.approx(expected["pool_mean"], rel=1e-3)
     assert np.std(outputs["pool"]) == pytest.approx(expected["pool_std"], rel=1e-4)
     for path, norm in expected["grad_norms"].items():
-        module, name = path.rsplit("/", 1)
-        assert np.linalg.norm(np.ravel(grads[module][name])) == pytest.approx(norm, rel=1e-3), path
+        module, param = path.rsplit("/", 1)
+        assert np.linalg.norm(np.ravel(grads[module][param])) == pytest.approx(norm, rel=1e-3), path
 
 
 def test_small_networks_keep_small_images() -> None:
@@ -119,13 +144,24 @@ def test_bfloat16_computes_near_float32() -> None:
 
 
 @pytest.mark.parametrize("looped_blocks", [1, 100])
-@pytest.mark.parametrize("remat", ["none", "block", "full"])
-def test_loops_and_rematerialization_change_nothing(looped_blocks: int, remat: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [
+        ("nfnet_micro", "none"),
+        ("nfnet_micro", "block"),
+        ("nfnet_micro", "full"),
+        ("nf_resnet50", "block"),
+        ("nf_regnet_b0", "full"),
+    ],
+)
+def test_loops_and_rematerialization_change_nothing(
+    looped_blocks: int, name: str, remat: str
+) -> None:
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
 
     def loss_and_gradient(**overrides: Any) -> Any:
         model = nfnets_jax.create_model(
-            "nfnet_micro", 10, depth=(1, 3, 1), stochastic_depth_rate=0.5, **overrides
+            name, 10, stochastic_depth_rate=0.5, **SMALL[name], **overrides
         )
         params, state = model.init(jax.random.key(0), images)
         # A skip gain of zero would hide the branches.
@@ -174,6 +210,8 @@ def test_rematerialization_saves_memory(looped_blocks: int) -> None:
     assert memory("full") < 0.75 * kept
 
 
-def test_remat_must_be_known() -> None:
+def test_remat_and_activation_must_be_known() -> None:
     with pytest.raises(InputError, match="no remat 'blocks'; there are none, block, full"):
         nfnets_jax.create_model("nfnet_micro", remat="blocks")
+    with pytest.raises(InputError, match="no activation 'rleu'; nearest: .*relu"):
+        nfnets_jax.create_model("nf_resnet50", activation="rleu")

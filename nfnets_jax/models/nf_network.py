@@ -1,0 +1,289 @@
+"""Normalizer-free networks: a stem, stages of residual blocks, a head.
+
+The families are tables of variants of this one network, each in a file of its own: ``nf_resnet``
+and ``nf_regnet`` (Brock et al. 2021a, arXiv:2101.08692) and ``nfnet`` (2021b, arXiv:2102.06171).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfnets_jax.errors import InputError, nearest
+from nfnets_jax.models import layers
+from nfnets_jax.models.looping import stack
+from nfnets_jax.models.nf_block import BlockForm, BlockWeights, NFBlock, nf_block
+from nfnets_jax.models.recomputing import recomputed
+
+REMAT = ("none", "block", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """In what the networks of one family differ from another's.
+
+    Attributes:
+      name: of the network's module in the parameter tree.
+      stem_name: of a convolution before the first stage, with ``{}`` where its number goes.
+      stem_kernel: side of their kernels, in pixels.
+      stem_pool: whether a maximum over 3x3 pixels halves the resolution before the first stage.
+      block: the form of all blocks.
+    """
+
+    name: str
+    stem_name: str
+    stem_kernel: int
+    stem_pool: bool
+    block: BlockForm
+
+
+@dataclasses.dataclass(frozen=True)
+class NFNetworkConfig:
+    """One variant of a family. A field a stage holds as many entries as there are stages.
+
+    Attributes:
+      family: what it shares with its relatives.
+      width: output channels of each stage.
+      depth: blocks of each stage.
+      stem: (output channels, stride) of each convolution before the first stage.
+      strides: of each stage's first block.
+      train_size, test_size: published side of the square images, in pixels.
+      dropout_rate: of the pooled features.
+      stochastic_depth_rate: probability of dropping a block's branch, rising from 0 at the first
+        block in proportion to the number of blocks before it.
+      expansion: width of the bottleneck over the channels that the family counts it from.
+      first_expansion: the same for the network's first block; None is no other than ``expansion``.
+      group_size: channels a group of the 3x3 convolutions; None does not group them.
+      se_ratio: hidden units of squeeze-excite over its channels; 0 leaves squeeze-excite out.
+      final_expansion: channels of the last 1x1 convolution over the width of the last stage; 0
+        leaves the convolution out.
+      classifier_std: standard deviation that the classifier's matrix starts with; None is one over
+        the root of the features.
+      alpha: standard deviation that each block adds.
+      activation: a key of ``layers.ACTIVATION_GAINS``.
+      looped_blocks: from how many equal blocks in a row on they are compiled once, as a loop. It
+        saves compilation: NFNet-F6's gradient took 22 s, and 70 s unrolled, on two CPU threads.
+      remat: what is computed anew for the gradient instead of being kept: ``"none"`` but the
+        activations, each ``"block"`` from its input, or each stage in ``"full"``, block by block.
+        README.md has the memory that each took.
+
+    Raises:
+      InputError: no such ``remat`` or ``activation``.
+    """
+
+    family: Family
+    width: tuple[int, ...]
+    depth: tuple[int, ...]
+    stem: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...]
+    train_size: int
+    test_size: int
+    expansion: float
+    group_size: int | None
+    se_ratio: float
+    final_expansion: float
+    activation: str
+    first_expansion: float | None = None
+    classifier_std: float | None = None
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    alpha: float = 0.2
+    looped_blocks: int = 6
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.remat not in REMAT:
+            raise InputError(f"no remat {self.remat!r}; there are {', '.join(REMAT)}")
+        if self.activation not in layers.ACTIVATION_GAINS:
+            known = nearest(self.activation, layers.ACTIVATION_GAINS)
+            raise InputError(f"no activation {self.activation!r}; {known}")
+
+
+class StageWeights(NamedTuple):
+    """Of a stage the first block and the rest, which are equal to each other.
+
+    The rest is either a block each or, to be run as a loop, one whose arrays have a leading axis.
+    """
+
+    first: BlockWeights
+    rest: tuple[BlockWeights, ...] | BlockWeights
+
+
+class NetworkWeights(NamedTuple):
+    """All arrays that the computation needs."""
+
+    stem: tuple[layers.Affine, ...]
+    stages: tuple[StageWeights, ...]
+    final: layers.Affine | None
+    classifier: layers.Affine
+
+
+class NFNetwork(hk.Module):
+    """The parameters of a normalizer-free network, named as the published ones."""
+
+    def __init__(self, config: NFNetworkConfig, num_classes: int, input_channels: int):
+        super().__init__(config.family.name)
+        self._config, family = config, config.family
+        channels = input_channels
+        self._stem = []
+        for index, (width, _) in enumerate(config.stem):
+            name = family.stem_name.format(index)
+            self._stem.append(layers.WSConv2D(channels, width, family.stem_kernel, name=name))
+            channels = width
+        self._stages: list[list[NFBlock]] = []
+        for width, depth, stride in zip(config.width, config.depth, config.strides, strict=True):
+            stage: list[NFBlock] = []
+            for index in range(depth):
+                is_first = not self._stages and not stage
+                block = NFBlock(
+                    channels,
+                    width,
+                    form=family.block,
+                    stride=stride if index == 0 else 1,
+                    expansion=(is_first and config.first_expansion) or config.expansion,
+                    group_size=config.group_size,
+                    se_ratio=config.se_ratio,
+                )
+                stage.append(block)
+                channels = width
+            self._stages.append(stage)
+        self._final_conv = None
+        if config.final_expansion > 0:
+            final_channels = int(config.final_expansion * channels)
+            self._final_conv = layers.WSConv2D(channels, final_channels, 1, name="final_conv")
+            channels = final_channels
+        self._linear = layers.Linear(channels, num_classes, config.classifier_std, "linear")
+
+    def weights(self, dtype: jnp.dtype) -> NetworkWeights:
+        """What ``nf_network`` takes: kernels standardized, in ``dtype``; the classifier float32.
+
+        Standardizing reads all parameters more than once, so it is done once a step, however many
+        batches the step is made of.
+        """
+        return NetworkWeights(
+            stem=tuple(convolution.parameters().weights(dtype) for convolution in self._stem),
+            stages=tuple(self._stage_weights(stage, dtype) for stage in self._stages),
+            final=self._final_conv.parameters().weights(dtype) if self._final_conv else None,
+            classifier=self._linear.parameters(),
+        )
+
+    def _stage_weights(self, stage: list[NFBlock], dtype: jnp.dtype) -> StageWeights:
+        first, *rest = (block.parameters() for block in stage)
+        if len(rest) < self._config.looped_blocks:
+            return StageWeights(first.weights(dtype), tuple(block.weights(dtype) for block in rest))
+        stacked = jax.vmap(lambda block: block.weights(dtype))(stack(rest))
+        return StageWeights(first.weights(dtype), stacked)
+
+
+def nf_network(
+    weights: NetworkWeights,
+    images: jax.Array,
+    keys: jax.Array | None = None,
+    *,
+    config: NFNetworkConfig,
+    features: bool = False,
+) -> dict[str, jax.Array]:
+    """Classifies images.
+
+    Args:
+      weights: of ``NFNetwork.weights``; all but the classifier is computed in their dtype.
+      images: ``[N, H, W, C]`` floats, normalized.
+      keys: ``[N]`` random keys, one an example, for stochastic depth and dropout; None turns both
+        off.
+      config: the one that the weights were made by.
+      features: also return the output of each stage.
+
+    Returns:
+      ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with
+      ``features`` also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
+    """
+    activation = layers.scaled_activation(config.activation)
+    x = images.astype(weights.stem[0].kernel.dtype)
+    for index, (convolution, (_, stride)) in enumerate(zip(weights.stem, config.stem, strict=True)):
+        if index == 0:
+            x = layers.convolve(convolution, x, stride)
+        else:
+            x = layers.convolve_activated(convolution, x, activation, stride)
+    if config.family.stem_pool:
+        x = layers.max_pool(x)
+
+    transitions = [
+        index == 0 and stage.first.shortcut is not None
+        for stage, depth in zip(weights.stages, config.depth, strict=True)
+        for index in range(depth)
+    ]
+    betas = (1 / np.sqrt(expected_variances(transitions, config.alpha))).astype(x.dtype)
+    keep = None
+    if keys is not None and config.stochastic_depth_rate > 0:
+        rates = config.stochastic_depth_rate * jnp.arange(len(betas)) / len(betas)
+        keep = layers.survivors(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rates)
+    outputs, start = {}, 0
+    stages = zip(weights.stages, config.depth, config.strides, strict=True)
+    for number, (stage, depth, stride) in enumerate(stages, start=1):
+        run: Callable[..., jax.Array] = functools.partial(_run_stage, stride=stride, config=config)
+        if config.remat == "full":
+            run = recomputed(run)
+        x = run(stage, x, *_at(slice(start, start + depth), betas, keep))
+        start += depth
+        if features:
+            outputs[f"stage_{number}"] = x
+
+    if weights.final is not None:
+        x = layers.convolve(weights.final, x)
+    pool = jnp.mean(activation(x), axis=(1, 2), dtype=jnp.float32)
+    seen = pool
+    if keys is not None and config.dropout_rate > 0:
+        dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+        seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
+    return {**outputs, "pool": pool, "logits": layers.linear(weights.classifier, seen)}
+
+
+def expected_variances(transitions: Iterable[bool], alpha: float) -> list[float]:
+    """Of the input of each block at initialization (NF-ResNets, section 3).
+
+    ``transitions`` says of each block whether its shortcut starts from the activated input.
+    """
+    variances, variance = [], 1.0
+    for transition in transitions:
+        variances.append(variance)
+        variance = (1.0 if transition else variance) + alpha**2
+    return variances
+
+
+def _run_stage(
+    stage: StageWeights,
+    x: jax.Array,
+    betas: np.ndarray,
+    keep: jax.Array | None,
+    *,
+    stride: int,
+    config: NFNetworkConfig,
+) -> jax.Array:
+    """One block after the other; ``betas`` ``[depth]`` and ``keep`` ``[depth, N]`` are theirs."""
+    activation = layers.scaled_activation(config.activation)
+
+    def block(**how: Any) -> Callable[..., jax.Array]:
+        run = functools.partial(
+            nf_block, form=config.family.block, activation=activation, alpha=config.alpha, **how
+        )
+        return run if config.remat == "none" else recomputed(run)
+
+    x = block(stride=stride)(stage.first, x, *_at(0, betas, keep))
+    if isinstance(stage.rest, BlockWeights):
+        looped = block(looped=True)
+        inputs = (stage.rest, *_at(slice(1, None), betas, keep))
+        x, _ = jax.lax.scan(lambda x, one: (looped(one[0], x, *one[1:]), None), x, inputs)
+    else:
+        for index, weights in enumerate(stage.rest, start=1):
+            x = block()(weights, x, *_at(index, betas, keep))
+    return x
+
+
+def _at(place: int | slice, *arrays: Any) -> tuple[Any, ...]:
+    """The entries of arrays of one a block; of None, None."""
+    return jax.tree.map(lambda array: array[place], arrays)

@@ -1,0 +1,54 @@
+"""NF-ResNets: pre-activation ResNets without normalization.
+
+Brock et al. 2021a, arXiv:2101.08692, sections 3 to 5; the depths are those of He et al. 2016,
+arXiv:1603.05027, and, of 288 and 600, the paper's own.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from nfnets_jax.models.nf_block import BlockForm
+from nfnets_jax.models.nf_network import Family, NFNetworkConfig
+
+_FAMILY = Family(
+    name="NF_ResNet",
+    stem_name="initial_conv",
+    stem_kernel=7,
+    stem_pool=True,
+    block=BlockForm(
+        name="nf_res_block",
+        spatial=("conv1",),
+        expands_input=False,
+        excites_bottleneck=False,
+        pools_shortcut=False,
+    ),
+)
+_DEPTHS = {
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    288: (24, 24, 24, 24),
+    600: (50, 50, 50, 50),
+}
+
+# Squeeze-excite (se_ratio=0.5) and SiLU (activation="silu") are the paper's options.
+VARIANTS: Mapping[str, NFNetworkConfig] = MappingProxyType(
+    {
+        f"nf_resnet{layers}": NFNetworkConfig(
+            family=_FAMILY,
+            width=(256, 512, 1024, 2048),
+            depth=depth,
+            stem=((64, 2),),
+            strides=(1, 2, 2, 2),
+            train_size=224,
+            test_size=224,
+            expansion=0.25,
+            group_size=None,
+            se_ratio=0.0,
+            final_expansion=0,
+            activation="relu",
+        )
+        for layers, depth in _DEPTHS.items()
+    }
+)
