@@ -1,6 +1,5 @@
 """Parameters from where they are kept: published files, runs of this repository, our own files."""
 
-import functools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,9 @@ from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import create_model
 from nfnets_jax.weights import files
 from nfnets_jax.weights.downloading import download, is_url
-from nfnets_jax.weights.fitting import check, classifier, count_classes, parameter_shapes
+from nfnets_jax.weights.fitting import Fit, check
 from nfnets_jax.weights.published import Tree
+from nfnets_jax.weights.timm_names import from_timm
 
 # F6 was trained with SAM (Foret et al. 2021, arXiv:2010.01412).
 PUBLISHED: Mapping[str, str] = MappingProxyType(
@@ -32,7 +32,6 @@ def load_pretrained(
     path_or_url: str | Path | None = None,
     *,
     num_classes: int | None = None,
-    channels: int = 3,
     average: bool = True,
     sha256: str | None = None,
     seed: int = 0,
@@ -44,13 +43,12 @@ def load_pretrained(
 
     Args:
       name: of the model.
-      path_or_url: a published file, a ``.safetensors`` of ``save_pretrained``, or the workdir of a
-        run or its ``checkpoints`` or one of those; or the URL of a file, which is downloaded once
-        to ``$NFNETS_CACHE`` or ``~/.cache/nfnets_jax``. Without it, the parameters that DeepMind
-        published for the model.
+      path_or_url: a published file, a ``.safetensors`` of ``save_pretrained``, a state dict of timm
+        in ``.safetensors`` or ``.pth``, the workdir of a run or one of its ``checkpoints``; or the
+        URL of a file, which is downloaded once, to ``$NFNETS_CACHE`` or ``~/.cache/nfnets_jax``.
+        Without it, the parameters that DeepMind published for the model.
       num_classes: of the model; as many as the file has if None. With another number than the
         file's, the classifier is a new one, and a line on standard error says so.
-      channels: of the images.
       average: of a run, take the moving average of the parameters and not the last ones.
       sha256: hexadecimal digest that the file must have.
       seed: of a new classifier.
@@ -64,7 +62,7 @@ def load_pretrained(
         model (the message lists what is missing, unexpected or of another shape), or one with
         values that are not finite.
     """
-    create_model(name, **overrides)  # A wrong name should show before anything is downloaded.
+    fit = Fit(name, overrides)  # A wrong name should show before anything is downloaded.
     if path_or_url is None:
         if name not in PUBLISHED:
             raise InputError(
@@ -74,10 +72,9 @@ def load_pretrained(
         path_or_url = PUBLISHED[name]
     source = str(path_or_url)
     path = download(source, sha256=sha256) if is_url(source) else Path(source)
-    shapes = functools.partial(parameter_shapes, name, channels=channels, **overrides)
-    tree = _read(path, average)
-    found = count_classes(tree, shapes)
-    tree = check(source, tree, shapes(num_classes=found))
+    tree = _read(path, average, fit)
+    found, channels = fit.num_classes(tree), fit.channels(tree)
+    tree = check(source, tree, fit.shapes(found, channels))
     if num_classes in (None, found):
         return tree
     print(
@@ -86,7 +83,7 @@ def load_pretrained(
     )
     model = create_model(name, num_classes, **overrides)
     new, _ = model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, channels)))
-    for module, parameter in classifier(shapes):
+    for module, parameter in fit.classifier:
         tree[module][parameter] = np.asarray(new[module][parameter])
     return tree
 
@@ -105,10 +102,14 @@ def save_pretrained(path: str | Path, params: Mapping[str, Mapping[str, Any]]) -
     files.write_safetensors(path, files.flatten(params))
 
 
-def _read(path: Path, average: bool) -> Tree:
-    if not path.is_dir():
-        return files.read_tree(path)
-    # Orbax is for those who train.
-    from nfnets_jax.training.checkpoints import read_params
+def _read(path: Path, average: bool, fit: Fit) -> Tree:
+    """Parameters under the published names, not checked yet."""
+    if path.is_dir():
+        # Orbax is for those who train.
+        from nfnets_jax.training.checkpoints import read_params
 
-    return read_params(path, average)
+        return read_params(path, average)
+    arrays = files.read_arrays(path)
+    if any("/" in name for name in arrays):
+        return files.unflatten(path, arrays)
+    return from_timm(arrays, fit.config, fit.dimensions)

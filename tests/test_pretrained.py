@@ -163,7 +163,7 @@ def test_a_url_is_downloaded(tmp_path: Path, micro: Tree, monkeypatch: pytest.Mo
         (("nfnet_micro",), "no parameters of nfnet_micro were published, but of nfnet_f0, "),
         (("nfnet_micro", "nowhere.npz"), "nowhere.npz cannot be read: No such file"),
         (("nfnet_micro", "empty"), "no checkpoints in empty"),
-        (("nfnet_micro", "text"), "text is neither"),
+        (("nfnet_micro", "text"), "text is no published file"),
         (("nfnet_micro", "half.safetensors"), "half.safetensors is damaged"),
     ],
 )

@@ -9,28 +9,36 @@ import numpy as np
 from nfnets_jax.errors import InputError
 from nfnets_jax.weights.atomically import written
 from nfnets_jax.weights.published import Tree, read_published
+from nfnets_jax.weights.torch_files import LEGACY, read_torch
 
 Arrays = dict[str, np.ndarray]
 
 
-def read_tree(path: Path) -> Tree:
-    """The parameters in a published file or a ``.safetensors`` of ours, as they are in it.
+def read_arrays(path: Path) -> Arrays:
+    """The arrays in a file by their names; those of a published one are ``MODULE/PARAMETER``.
+
+    Args:
+      path: a published file, ``.safetensors``, or a state dict that PyTorch saved.
 
     Raises:
-      InputError: there is no such file, or it is neither, or not whole.
+      InputError: there is no such file, or it is none of these, or not whole.
     """
     start = _start(path)
-    if start[:1] == b"\x80":
-        return read_published(path)
+    if start.startswith(LEGACY):
+        raise InputError(f"{path} is of a PyTorch before 1.6: save it anew with a later one")
+    if start.startswith(b"\x80"):
+        return flatten(read_published(path))
+    if start.startswith(b"PK"):
+        return read_torch(path)
     if start[8:9] == b"{":
-        return unflatten(path, read_safetensors(path))
-    raise InputError(f"{path} is neither a published file nor .safetensors")
+        return read_safetensors(path)
+    raise InputError(f"{path} is no published file, no .safetensors and none of PyTorch's")
 
 
 def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(9)
+            return file.read(len(LEGACY))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -55,7 +63,10 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     # The format has no order of dimensions but C's.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with written(path) as partial:
-        safetensors.numpy.save_file(contiguous, partial)
+        try:
+            safetensors.numpy.save_file(contiguous, partial)
+        except safetensors.SafetensorError as error:
+            raise OSError(error) from error
 
 
 def flatten(tree: Mapping[str, Mapping[str, Any]]) -> Arrays:

@@ -1,7 +1,6 @@
 """Whether parameters are those of a model."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,39 +17,68 @@ Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 _NAMED = 4
 
 
-@functools.lru_cache(maxsize=64)
-def parameter_shapes(name: str, num_classes: int, channels: int = 3, **overrides: Any) -> Shapes:
-    """``{module: {parameter: shape}}`` of ``create_model(name, num_classes, **overrides)``."""
-    model = create_model(name, num_classes, **overrides)
-    images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
-    params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
-    return {
-        module: {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-        for module, leaves in params.items()
-    }
+Parameter = tuple[str, str]
 
 
-def classifier(shapes: Callable[..., Shapes]) -> list[tuple[str, str]]:
-    """The parameters, by module and name, whose shapes depend on the number of classes.
+class Fit:
+    """What parameters a model takes, of any number of classes and any channels.
 
-    ``shapes`` is ``parameter_shapes`` of a model, still without ``num_classes``.
+    Which of them depend on either is found by asking for two numbers.
     """
-    one, two = shapes(num_classes=1), shapes(num_classes=2)
+
+    def __init__(self, name: str, overrides: Mapping[str, Any]):
+        self._name, self._overrides = name, overrides
+        self.config = create_model(name, **overrides).config
+        self._least = self.shapes(1, 1)
+        more_classes, more_channels = self.shapes(2, 1), self.shapes(1, 2)
+        self._classifier = _differing(self._least, more_classes)
+        self._first = _differing(self._least, more_channels)
+
+    def shapes(self, num_classes: int, channels: int) -> Shapes:
+        """``{module: {parameter: shape}}`` for so many classes and images of so many channels."""
+        model = create_model(self._name, num_classes, **self._overrides)
+        images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
+        params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
+        return {
+            module: {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+            for module, leaves in params.items()
+        }
+
+    @property
+    def classifier(self) -> list[Parameter]:
+        """The parameters, by module and name, whose shapes depend on the number of classes."""
+        return self._classifier
+
+    @property
+    def dimensions(self) -> dict[str, dict[str, int]]:
+        """How many dimensions each parameter has."""
+        return {m: {n: len(shape) for n, shape in ps.items()} for m, ps in self._least.items()}
+
+    def num_classes(self, tree: Tree) -> int:
+        """How many classes parameters tell apart; 1000 if they have no such classifier."""
+        return _size(tree, self._classifier, axis=-1) or 1000
+
+    def channels(self, tree: Tree) -> int:
+        """Of the images that parameters are for; 3 if they have no such first layer."""
+        return _size(tree, self._first, axis=-2) or 3
+
+
+def _differing(one: Shapes, other: Shapes) -> list[Parameter]:
     return [
         (module, name)
         for module, parameters in one.items()
         for name, shape in parameters.items()
-        if two[module][name] != shape
+        if other[module][name] != shape
     ]
 
 
-def count_classes(tree: Tree, shapes: Callable[..., Shapes]) -> int:
-    """How many classes the parameters tell apart; 1000 if they have no classifier of this kind."""
-    for module, name in classifier(shapes):
+def _size(tree: Tree, parameters: list[Parameter], axis: int) -> int:
+    """Along an axis of the first of these that is there; 0 if none is."""
+    for module, name in parameters:
         array = tree.get(module, {}).get(name)
-        if array is not None and array.ndim:
-            return array.shape[-1]
-    return 1000
+        if array is not None and array.ndim >= -axis:
+            return array.shape[axis]
+    return 0
 
 
 def check(source: str, tree: Tree, shapes: Shapes) -> Tree:

@@ -6,10 +6,12 @@ from typing import Any
 
 
 class Call:
-    """Pickles as a call of ``name`` (``"module.attribute"``), completed by ``state`` if given."""
+    """Pickles as a call of ``"module.attribute"``, which then gets items and a state."""
 
-    def __init__(self, name: str, *arguments: Any, state: Any = None):
-        self.name, self.arguments, self.state = name, arguments, state
+    def __init__(
+        self, name: str, *arguments: Any, state: Any = None, items: dict[str, Any] | None = None
+    ):
+        self.name, self.arguments, self.state, self.items = name, arguments, state, items or {}
 
 
 class Name:
@@ -17,6 +19,13 @@ class Name:
 
     def __init__(self, name: str):
         self.name = name
+
+
+class Persistent:
+    """Pickles as a persistent id."""
+
+    def __init__(self, identity: Any):
+        self.identity = identity
 
 
 # The pickler that is written in Python can be changed; it has no types.
@@ -32,9 +41,16 @@ class _Pickler(_InPython):
             self.save(Name(obj.name))
             self.save(obj.arguments)
             self.write(b"R")
+            for item in obj.items.items():
+                for part in item:
+                    self.save(part)
+                self.write(b"s")
             if obj.state is not None:
                 self.save(obj.state)
                 self.write(b"b")
+        elif isinstance(obj, Persistent):
+            self.save(obj.identity)
+            self.write(b"Q")
         else:
             super().save(obj, save_persistent_id)
 
