@@ -19,6 +19,7 @@ TRAINING = [
     "opencv-python-headless>=4.11",
     "orbax-checkpoint>=0.11.20",
     "rich>=13.7",
+    "safetensors>=0.4.3",
     "scikit-learn>=1.4",
     "simplejpeg>=1.8",
     "tensorboardX>=2.6.2",

@@ -1,7 +1,8 @@
 """Normalizer-free networks in JAX.
 
-The front door: ``create_model`` and ``list_models``. Adaptive Gradient Clipping is
-``nfnets_jax.optax_agc``. Importing the package imports nothing else until a name is used.
+The front door: ``create_model``, ``list_models``, ``load_pretrained`` and ``save_pretrained``.
+Adaptive Gradient Clipping is ``nfnets_jax.optax_agc``. Importing the package imports nothing else
+until a name is used.
 """
 
 import importlib
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from nfnets_jax.models.registry import Model as Model
     from nfnets_jax.models.registry import create_model as create_model
     from nfnets_jax.models.registry import list_models as list_models
+    from nfnets_jax.pretrained import load_pretrained as load_pretrained
+    from nfnets_jax.pretrained import save_pretrained as save_pretrained
 
 __version__ = "0.1.0"
 
@@ -18,8 +21,10 @@ _HOMES = {
     "Model": "nfnets_jax.models.registry",
     "create_model": "nfnets_jax.models.registry",
     "list_models": "nfnets_jax.models.registry",
+    "load_pretrained": "nfnets_jax.pretrained",
+    "save_pretrained": "nfnets_jax.pretrained",
 }
-__all__ = ["Model", "create_model", "list_models"]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,8 @@ import pytest
 
 from experiments.shared import shared_folder
 
+collect_ignore = ["weights/run_timm.py"]  # It is run by another Python.
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -144,6 +144,39 @@ class Checkpoints:
         )
 
 
+def read_params(run: Path, average: bool) -> dict[str, dict[str, np.ndarray]]:
+    """The parameters of a run, ``{module: {parameter: array}}``, without knowing its optimizer.
+
+    Args:
+      run: its workdir, or that one's ``checkpoints``, for the newest checkpoint; or a checkpoint.
+      average: whether to read the moving average of the parameters.
+
+    Raises:
+      InputError: there is no checkpoint, or none that can be read.
+    """
+    if not (run / "state").is_dir():
+        steps = [path for path in run.glob("[0-9]*") if (path / "state").is_dir()]
+        steps = steps or [path.parent for path in run.glob("checkpoints/[0-9]*/state")]
+        if not steps:
+            raise InputError(f"no checkpoints in {run}: give the workdir of a run")
+        run = max(steps, key=lambda path: int(path.name))
+    part = "ema_params" if average else "params"
+    directory = (run / "state").absolute()
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            saved = reader.metadata(directory).item_metadata.tree[part]
+            template = {part: jax.tree.map(lambda _: np.empty(0), saved)}
+            as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
+            wanted = ocp.args.PyTreeRestore(
+                item=template, restore_args=as_arrays, partial_restore=True
+            )
+            return reader.restore(directory, args=wanted)[part]
+    # What Orbax and the storage below it raise of a damaged file is a dozen kinds of errors.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"checkpoint {run} cannot be read: {reason}") from error
+
+
 def _checksum(state: chex.ArrayTree) -> int:
     """CRC-32 over the bytes of all arrays, in order."""
     checksum = 0

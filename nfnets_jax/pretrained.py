@@ -1,0 +1,115 @@
+"""Parameters from where they are kept: published files, runs of this repository, our own files."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfnets_jax.errors import InputError
+from nfnets_jax.models.registry import create_model
+from nfnets_jax.weights import files
+from nfnets_jax.weights.downloading import download, is_url
+from nfnets_jax.weights.fitting import Fit, check
+from nfnets_jax.weights.published import Tree
+from nfnets_jax.weights.timm_names import from_timm
+
+# F6 was trained with SAM (Foret et al. 2021, arXiv:2010.01412).
+PUBLISHED: Mapping[str, str] = MappingProxyType(
+    {
+        f"nfnet_f{index}": f"https://storage.googleapis.com/dm-nfnets/F{index}_haiku.npz"
+        for index in range(7)
+    }
+)
+
+
+def load_pretrained(
+    name: str,
+    path_or_url: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    average: bool = True,
+    sha256: str | None = None,
+    seed: int = 0,
+    **overrides: Any,
+) -> Tree:
+    """Parameters for ``create_model(name, num_classes)``, checked against it.
+
+    Nothing in a file is run: a pickle is read by a reader that knows arrays and mappings alone.
+
+    Args:
+      name: of the model.
+      path_or_url: a published file, a ``.safetensors`` of ``save_pretrained``, a state dict of timm
+        in ``.safetensors`` or ``.pth``, the workdir of a run or one of its ``checkpoints``; or the
+        URL of a file, which is downloaded once, to ``$NFNETS_CACHE`` or ``~/.cache/nfnets_jax``.
+        Without it, the parameters that DeepMind published for the model.
+      num_classes: of the model; as many as the file has if None. With another number than the
+        file's, the classifier is a new one, and a line on standard error says so.
+      average: of a run, take the moving average of the parameters and not the last ones.
+      sha256: hexadecimal digest that the file must have.
+      seed: of a new classifier.
+      **overrides: as ``create_model`` has them, where they change shapes.
+
+    Returns:
+      ``{module: {parameter: float32 NumPy array}}``.
+
+    Raises:
+      InputError: no such model or file, a file that is damaged or would run code, one for another
+        model (the message lists what is missing, unexpected or of another shape), or one with
+        values that are not finite.
+    """
+    fit = Fit(name, overrides)  # A wrong name should show before anything is downloaded.
+    if path_or_url is None:
+        if name not in PUBLISHED:
+            raise InputError(
+                f"no parameters of {name} were published, but of {', '.join(PUBLISHED)}: give a "
+                "file or a run"
+            )
+        path_or_url = PUBLISHED[name]
+    source = str(path_or_url)
+    path = download(source, sha256=sha256) if is_url(source) else Path(source)
+    tree = _read(path, average, fit)
+    found, channels = fit.num_classes(tree), fit.channels(tree)
+    tree = check(source, tree, fit.shapes(found, channels))
+    if num_classes in (None, found):
+        return tree
+    print(
+        f"{source} has {found} classes, not {num_classes}: the classifier is new, the rest is kept",
+        file=sys.stderr,
+    )
+    model = create_model(name, num_classes, **overrides)
+    new, _ = model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, channels)))
+    for module, parameter in fit.classifier:
+        tree[module][parameter] = np.asarray(new[module][parameter])
+    return tree
+
+
+def save_pretrained(path: str | Path, params: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes parameters ``{module: {parameter: array}}`` as ``.safetensors``, all or nothing.
+
+    An array's name is ``MODULE/PARAMETER``.
+
+    Raises:
+      InputError: the path has another suffix, or cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is not named .safetensors, which it would be")
+    files.write_safetensors(path, files.flatten(params))
+
+
+def _read(path: Path, average: bool, fit: Fit) -> Tree:
+    """Parameters under the published names, not checked yet."""
+    if path.is_dir():
+        # Orbax is for those who train.
+        from nfnets_jax.training.checkpoints import read_params
+
+        return read_params(path, average)
+    arrays = files.read_arrays(path)
+    if any("/" in name for name in arrays):
+        return files.unflatten(path, arrays)
+    return from_timm(arrays, fit.config, fit.dimensions)

@@ -1,0 +1,1 @@
+"""Files of parameters: reading what others wrote without running it, writing what they can read."""

@@ -1,0 +1,160 @@
+"""Downloads that go on where they stopped, kept in a folder.
+
+The folder is ``$NFNETS_CACHE``, or else ``~/.cache/nfnets_jax``.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import re
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nfnets_jax.errors import InputError
+
+_CHUNK = 2**20
+_TIMEOUT = 60.0  # seconds without a byte
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("NFNETS_CACHE") or Path.home() / ".cache" / "nfnets_jax")
+
+
+def is_url(text: str) -> bool:
+    """Whether this is to be downloaded."""
+    return text.startswith(("http://", "https://"))
+
+
+def download(
+    url: str, *, sha256: str | None = None, tell: Callable[[str], None] | None = None
+) -> Path:
+    """The file at a URL, downloaded once.
+
+    What has come when a download stops is kept, and the next call asks for the rest, unless the
+    file has changed on the server since. The file gets its name when it is whole.
+
+    Args:
+      url: of the file, http or https.
+      sha256: hexadecimal digest that the file must have, checked on every call.
+      tell: is given a line now and then about the progress; standard error by default.
+
+    Returns:
+      Its path in ``cache_folder()``.
+
+    Raises:
+      InputError: the file could not be fetched, or not wholly, or is another.
+    """
+    tell = tell or (lambda line: print(line, file=sys.stderr, flush=True))
+    name = re.sub(r"[^\w.-]", "_", urllib.parse.urlsplit(url).path.rpartition("/")[2]) or "file"
+    path = cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.partial")
+            with _alone(partial, url):
+                _fetch(url, partial, tell)
+                _check(partial, sha256, url)
+                _version(partial).unlink(missing_ok=True)
+                os.replace(partial, path)
+        except urllib.error.HTTPError as error:
+            raise InputError(f"{url}: the server answers {error.code} {error.reason}") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = getattr(error, "reason", None) or error
+            raise InputError(f"{url} could not be downloaded: {reason}") from error
+        tell(f"downloaded {url} to {path}")
+    else:
+        _check(path, sha256, url)
+    return path
+
+
+def _fetch(url: str, partial: Path, tell: Callable[[str], None]) -> None:
+    """Appends to ``partial`` what it lacks."""
+    version = _version(partial)
+    done = partial.stat().st_size if version.exists() else 0
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+        request.add_header("If-Range", version.read_text(encoding="utf-8"))
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not done:
+            raise
+        partial.write_bytes(b"")  # There is no more than what is here, and it was not whole.
+        return _fetch(url, partial, tell)
+    with response:
+        start, size = _extent(response, done)
+        # Without a mark of the version there is no telling whether a rest belongs to it.
+        mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if mark and not mark.startswith("W/"):
+            version.write_text(mark, encoding="utf-8")
+        else:
+            version.unlink(missing_ok=True)
+        with partial.open("r+b") as file:
+            file.truncate(start)
+            file.seek(start)
+            for received in _copied(response, file, start):
+                if size and received * 10 // size > (received - _CHUNK) * 10 // size:
+                    tell(f"{url}: {received / 1e6:.0f} of {size / 1e6:.0f} MB")
+    received = partial.stat().st_size
+    if size is not None and received != size:
+        raise InputError(
+            f"{url} stopped after {received} of {size} bytes: the same again goes on from there"
+        )
+
+
+def _copied(response: Any, file: Any, received: int) -> Iterator[int]:
+    """Copies in chunks; gives the number of bytes in the file after each."""
+    while chunk := response.read(_CHUNK):
+        file.write(chunk)
+        received += len(chunk)
+        yield received
+
+
+def _extent(response: Any, asked: int) -> tuple[int, int | None]:
+    """From which byte on this is the file, and the size of all of it if the server tells."""
+    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        if not match or int(match[1]) != asked:
+            raise InputError(f"{response.url}: the server sends another part than it was asked for")
+        return asked, int(match[2])
+    length = response.headers.get("Content-Length")
+    return 0, int(length) if length else None
+
+
+def _check(path: Path, sha256: str | None, url: str) -> None:
+    """Removes a file that is another than it should be."""
+    if sha256 is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256.lower():
+        path.unlink()
+        raise InputError(f"{url} has SHA-256 {found}, not {sha256}: it was removed from the cache")
+
+
+def _version(partial: Path) -> Path:
+    """Where it is noted which version of the file on the server the part is of."""
+    return partial.with_name(f"{partial.name}.version")
+
+
+@contextlib.contextmanager
+def _alone(partial: Path, url: str) -> Iterator[None]:
+    """Two processes must not append to one file."""
+    import fcntl
+
+    with partial.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{url} is being downloaded by another process") from error
+        yield

@@ -1,0 +1,99 @@
+"""Any file of parameters that this library reads, told by its content."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nfnets_jax.errors import InputError
+from nfnets_jax.weights.atomically import written
+from nfnets_jax.weights.published import Tree, read_published
+from nfnets_jax.weights.torch_files import LEGACY, read_torch
+
+Arrays = dict[str, np.ndarray]
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays in a file by their names; those of a published one are ``MODULE/PARAMETER``.
+
+    Args:
+      path: a published file, ``.safetensors``, or a state dict that PyTorch saved.
+
+    Raises:
+      InputError: there is no such file, or it is none of these, or not whole.
+    """
+    start = _start(path)
+    if start.startswith(LEGACY):
+        raise InputError(f"{path} is of a PyTorch before 1.6: save it anew with a later one")
+    if start.startswith(b"\x80"):
+        return flatten(read_published(path))
+    if start.startswith(b"PK"):
+        return read_torch(path)
+    if start[8:9] == b"{":
+        return read_safetensors(path)
+    raise InputError(f"{path} is no published file, no .safetensors and none of PyTorch's")
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LEGACY))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_safetensors(path: Path) -> Arrays:
+    """The arrays of a ``.safetensors`` file by their names.
+
+    Raises:
+      InputError: it is damaged, or the package that reads it is not there.
+    """
+    safetensors = _safetensors()
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"{path} is damaged or no .safetensors: {reason}") from error
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by their names, all or nothing."""
+    safetensors = _safetensors()
+    # The format has no order of dimensions but C's.
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with written(path) as partial:
+        try:
+            safetensors.numpy.save_file(contiguous, partial)
+        except safetensors.SafetensorError as error:
+            raise OSError(error) from error
+
+
+def flatten(tree: Mapping[str, Mapping[str, Any]]) -> Arrays:
+    """``{"module/parameter": array}``, sorted."""
+    return {
+        f"{module}/{name}": np.asarray(tree[module][name])
+        for module in sorted(tree)
+        for name in sorted(tree[module])
+    }
+
+
+def unflatten(path: Path, arrays: Mapping[str, np.ndarray]) -> Tree:
+    """The opposite of ``flatten``; the file's path is for messages."""
+    tree: Tree = {}
+    for full_name, array in arrays.items():
+        module, _, name = full_name.rpartition("/")
+        if not module:
+            raise InputError(f"{path}: {full_name[:100]!r} is not named MODULE/PARAMETER")
+        tree.setdefault(module, {})[name] = array
+    return tree
+
+
+def _safetensors() -> Any:
+    """Imported where it is used: who reads published files alone does not need it."""
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as error:
+        raise InputError(".safetensors need a package: pip install safetensors") from error
+    return safetensors

@@ -1,0 +1,128 @@
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nfnets_jax
+from nfnets_jax.weights.files import write_safetensors
+from nfnets_jax.weights.fitting import Fit
+from nfnets_jax.weights.published import Tree
+from nfnets_jax.weights.timm_names import from_timm, to_timm
+from tests import golden
+
+# F0 with little in it, as each of the two is told.
+SMALL: dict[str, Any] = {
+    "width": (64, 64, 128, 128),
+    "depth": (1, 2, 2, 1),
+    "stem": ((8, 2), (16, 1), (32, 1), (64, 2)),
+    "group_size": 16,
+}
+TIMM_SMALL: dict[str, Any] = {
+    "channels": [64, 64, 128, 128],
+    "depths": [1, 2, 2, 1],
+    "stem_chs": 64,
+    "group_size": 16,
+    "num_features": 256,
+}
+
+
+@pytest.fixture(scope="session")
+def torch_python() -> str:
+    """A Python that has torch and timm."""
+    if python := os.environ.get("NFNETS_TORCH_PYTHON"):
+        return python
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "timm")):
+        pytest.skip("no torch and timm: NFNETS_TORCH_PYTHON takes a Python that has them")
+    return sys.executable
+
+
+def golden_parameters(num_classes: int, overrides: dict[str, Any]) -> Tree:
+    shapes = Fit("nfnet_f0", overrides).shapes(num_classes, 3)
+    return golden.parameters({m: {n: list(s) for n, s in ps.items()} for m, ps in shapes.items()})
+
+
+def our_logits(params: Tree, images: np.ndarray, overrides: dict[str, Any]) -> np.ndarray:
+    model = nfnets_jax.create_model("nfnet_f0", params["NFNet/~/linear"]["b"].size, **overrides)
+    run = jax.jit(functools.partial(model.apply, is_training=False))
+    return np.asarray(run(params, {}, None, jnp.asarray(images))[0]["logits"])
+
+
+def timm_logits(
+    python: str, folder: Path, images: np.ndarray, settings: dict[str, Any], *flags: str
+) -> np.ndarray:
+    np.save(folder / "images.npy", images)
+    settings = {"activation": "gelu_tanh", **settings}
+    script = Path(__file__).with_name("run_timm.py")
+    paths = (str(folder / name) for name in ("images.npy", "logits.npy"))
+    command = [python, str(script), json.dumps(settings), *paths, *flags]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return np.load(folder / "logits.npy")
+
+
+def assert_same(actual: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3 * expected.std())
+
+
+def test_there_and_back_changes_nothing() -> None:
+    params = golden_parameters(7, SMALL)
+    fit = Fit("nfnet_f0", SMALL)
+    state = to_timm(params, fit.config)
+    assert state["stages.1.1.conv2b.weight"].shape == (32, 16, 3, 3)
+    assert state["stages.2.0.attn_last.fc1.weight"].shape == (64, 128, 1, 1)
+    assert state["head.fc.weight"].shape == (7, 256)
+    chex.assert_trees_all_close(from_timm(state, fit.config, fit.dimensions), params, rtol=1e-6)
+
+
+def test_what_does_not_fit_is_left_for_the_check() -> None:
+    params = golden_parameters(7, SMALL)
+    fit = Fit("nfnet_f0", SMALL)
+    state = to_timm(params, fit.config)
+    state["head.fc.weight"] = state["head.fc.weight"][..., None]
+    state["bn.running_mean"] = np.zeros(3)
+    del state["final_conv.gain"]
+    tree = from_timm(state, fit.config, fit.dimensions)
+    assert tree["bn"]["running_mean"].shape == (3,)
+    assert set(tree["NFNet/~/linear"]) == {"b"}
+    assert set(tree["NFNet/~/final_conv"]) == {"w", "bias"}
+
+
+def test_timm_computes_our_logits(torch_python: str, tmp_path: Path) -> None:
+    params, images = golden_parameters(7, SMALL), golden.images(2, 96)
+    model = nfnets_jax.create_model("nfnet_f0", 7, **SMALL)
+    write_safetensors(tmp_path / "timm.safetensors", to_timm(params, model.config))
+    run = functools.partial(timm_logits, torch_python, tmp_path, images)
+    load = f"--load={tmp_path / 'timm.safetensors'}"
+    ours = our_logits(params, images, SMALL)
+    assert_same(run({**TIMM_SMALL, "num_classes": 7}, load), ours)
+    exact = run({**TIMM_SMALL, "num_classes": 7, "activation": "gelu"}, load)
+    assert 1e-5 < np.abs(exact - ours).max() / ours.std() < 1e-1
+
+
+def test_we_compute_timms_logits(torch_python: str, tmp_path: Path) -> None:
+    images = golden.images(2, 96)
+    save = f"--save={tmp_path / 'timm.pth'}"
+    expected = timm_logits(torch_python, tmp_path, images, {**TIMM_SMALL, "num_classes": 7}, save)
+    params = nfnets_jax.load_pretrained("nfnet_f0", tmp_path / "timm.pth", **SMALL)
+    assert_same(our_logits(params, images, SMALL), expected)
+
+
+@pytest.mark.slow
+def test_timm_computes_f0s_logits(torch_python: str, tmp_path: Path) -> None:
+    params, images = golden_parameters(1000, {}), golden.images(2, 192)
+    config = nfnets_jax.create_model("nfnet_f0").config
+    write_safetensors(tmp_path / "timm.safetensors", to_timm(params, config))
+    load = f"--load={tmp_path / 'timm.safetensors'}"
+    assert_same(
+        timm_logits(torch_python, tmp_path, images, {}, load), our_logits(params, images, {})
+    )
