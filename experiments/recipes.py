@@ -64,6 +64,7 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "sam_rho": 0.0,  # distance of sharpness-aware minimization; 0 for none
                 "sam_fraction": 1.0,  # of the batch that decides its direction
             },
+            "on_divergence": "stop",  # or "skip": on from the last checkpoint, with other images
             "log_every": 100,
             "eval_every": 0,  # 0: at the end only
             "checkpoint_every": 0,  # 0: at the end only

@@ -148,6 +148,10 @@ class TrainExamples:
             unreadable=np.array(unreadable, str),
         )
 
+    def names(self, places: np.ndarray) -> list[str]:
+        """Of the records at some places, ``[B]``."""
+        return [record["name"] for record in fetch(self.source, self._records(places).tolist())]
+
     def _records(self, places: np.ndarray) -> np.ndarray:
         """Positions in the source."""
         epochs, positions = np.divmod(places, len(self.source))

@@ -38,6 +38,7 @@ class Batches:
       batch_size: over all hosts, a multiple of their number.
       count: how many batches there are; None for no end.
       process_index, process_count: which host's parts.
+      name: from places to the names of the records there.
       multiple: of how many examples ``load`` takes multiples.
     """
 
@@ -46,12 +47,18 @@ class Batches:
     count: int | None
     process_index: int
     process_count: int
+    name: Callable[[np.ndarray], list[str]] | None = None
     multiple: int = 1
 
     @property
     def local_size(self) -> int:
         """Examples of one host's part."""
         return self.batch_size // self.process_count
+
+    def names(self, index: int) -> list[str]:
+        """Of the records in this host's part of a batch."""
+        first = index * self.batch_size + self.process_index * self.local_size
+        return self.name(first + np.arange(self.local_size)) if self.name else []
 
     def part(self, index: int, start: int, length: int) -> Batch:
         """So many examples of this host's part of a batch."""
@@ -91,7 +98,9 @@ def train_batches(
             f"take a multiple of {multiple * process_count}"
         )
     examples = TrainExamples(source, augmentation, seed)
-    return Batches(examples.load, batch_size, None, process_index, process_count, multiple)
+    return Batches(
+        examples.load, batch_size, None, process_index, process_count, examples.names, multiple
+    )
 
 
 def eval_batches(

@@ -83,6 +83,7 @@ class Checkpoints:
         Raises:
           InputError: there are checkpoints, and none is whole; they are left as they are.
         """
+        self._manager.wait_until_finished()
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from nfnets_jax.data.pipeline import Batches, Reader
 from nfnets_jax.data.unreadable import Unreadable
 from nfnets_jax.training import hosts, reporting
 from nfnets_jax.training.checkpoints import Checkpoints
+from nfnets_jax.training.divergence import Diverged, Watch
 from nfnets_jax.training.memory import compile_update
 from nfnets_jax.training.optimizers import learning_rate
 from nfnets_jax.training.plan import Plan, make_plan
@@ -59,7 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       InputError: the configuration cannot be run, here or in this ``workdir``, which is left as it
         was.
       Interrupted: a signal came; starting again goes on.
-      FloatingPointError: the loss is not finite any more.
+      Diverged: the loss or the gradient is not finite any more; ``divergence.json`` tells of it.
       WorkerError: processes that read images keep dying.
     """
     plan = make_plan(config)
@@ -72,14 +72,26 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             return json.loads(summary.read_text(encoding="utf-8"))
         resumed = saved.restore_latest(jax.eval_shape(plan.create_state), print)
         done, state, progress = resumed or (0, plan.create_state(), _START)
-        report = reporting.Reporter(
-            workdir if hosts.is_first() else None, done, config.num_steps, config.batch_size
-        )
-        with contextlib.closing(report):
-            report.say(plan.description)
-            if resumed:
-                report.say(f"resumed at step {done}")
-            state, seconds = _train_steps(plan, state, progress, saved, report)
+        skipped: list[int] = []
+        while True:
+            report = reporting.Reporter(
+                workdir if hosts.is_first() else None, done, config.num_steps, config.batch_size
+            )
+            try:
+                with contextlib.closing(report):
+                    report.say(plan.description)
+                    if done:
+                        report.say(f"resumed at step {done}")
+                    state, seconds = _train_steps(plan, state, progress, saved, report, workdir)
+                break
+            except Diverged as diverged:
+                resumed = saved.restore_latest(jax.eval_shape(plan.create_state), print)
+                if config.on_divergence != "skip" or not resumed or skipped.count(resumed[0]) >= 3:
+                    raise
+                done, state, progress = resumed
+                skipped.append(done)
+                progress["batches"] += diverged.step - done
+                report.say(f"{diverged}; the images up to there are skipped")
         checksum = reporting.params_sha256(state.params)
         hosts.check_equal(checksum, "parameters")
         result = {
@@ -107,6 +119,7 @@ def _train_steps(
     progress: dict[str, Any],
     saved: Checkpoints,
     report: reporting.Reporter,
+    workdir: Path,
 ) -> tuple[TrainState, float]:
     """Takes the steps that are left.
 
@@ -125,6 +138,7 @@ def _train_steps(
     schedule = learning_rate(config)
 
     update: Any = None
+    watch = Watch()
     pending: list[Metrics] = []
     batches = _read(plan, plan.train_batches, report, progress["batches"])
     with contextlib.closing(batches), _signals() as received:
@@ -145,14 +159,15 @@ def _train_steps(
             last, stop = step == config.num_steps, votes.count(before=_STEPS_AHEAD) > 0
             save = last or stop or _due(step, config.checkpoint_every)
             if save or _due(step, config.log_every):
-                figures = _mean(pending) | {"learning_rate": float(schedule(step - 1))}
+                taken = [fetch(metrics) for metrics in pending]
                 pending = []
+                figures = _mean(taken) | {"learning_rate": float(schedule(step - 1))}
                 report.train(step, figures | {"unreadable": len(train_account.names)})
-                if not math.isfinite(figures["loss"]):
-                    raise FloatingPointError(
-                        f"the loss is {figures['loss']} at step {step}: lower "
-                        "optimizer.base_learning_rate or optimizer.clipping"
-                    )
+                diverged = watch.first_divergence(step - len(taken) + 1, taken)
+                if diverged is not None:
+                    index = batches.position - 1 - (step - diverged)
+                    names = plan.train_batches.names(index)
+                    raise watch.report(workdir, names, fetch(state.params))
             with report.pause():
                 accuracy = None
                 if plan.test_batches is not None and (last or _due(step, config.eval_every)):
@@ -199,9 +214,8 @@ def _signals() -> Iterator[list[int]]:
         restore()
 
 
-def _mean(pending: list[Metrics]) -> dict[str, float]:
-    """Means over the steps, of metrics that are equal on all devices."""
-    steps = [fetch(metrics) for metrics in pending]
+def _mean(steps: list[Metrics]) -> dict[str, float]:
+    """Means over the steps, of metrics on the host."""
     return {name: float(np.mean([metrics[name] for metrics in steps])) for name in steps[0]}
 
 

@@ -13,6 +13,7 @@ from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.sources import Dataset, open_dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model, create_model
+from nfnets_jax.training.divergence import ANSWERS
 from nfnets_jax.training.optimizers import create_optimizer
 from nfnets_jax.training.sharpness import SAM
 from nfnets_jax.training.step import TrainState, create_state
@@ -64,6 +65,10 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     for field in ("batch_size", "num_steps", "log_every", "keep_checkpoints"):
         if config[field] < 1:
             raise InputError(f"{field} is {config[field]}; it takes a number from 1 on")
+    if config.on_divergence not in ANSWERS:
+        raise InputError(
+            f"on_divergence is {config.on_divergence!r}; it takes {' or '.join(ANSWERS)}"
+        )
     devices = _devices(config)
     build = functools.partial(create_model, **config.model, precision=config.precision)
     build()  # A wrong name should show before data are looked for.

@@ -15,6 +15,7 @@ _FREE_FIELDS = frozenset(
         "num_devices",
         "micro_batch_size",
         "log_every",
+        "on_divergence",
         "eval_every",
         "checkpoint_every",
         "keep_checkpoints",

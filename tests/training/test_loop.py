@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -5,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from experiments import recipes
 from nfnets_jax.errors import InputError
-from nfnets_jax.training import loop, reporting
+from nfnets_jax.training import divergence, loop, reporting
+from nfnets_jax.training.checkpoints import Checkpoints
+from nfnets_jax.training.plan import make_plan
 
 
 def tiny(**changes: Any) -> ConfigDict:
@@ -125,6 +129,8 @@ def test_a_killed_run_loses_only_what_came_after_its_checkpoint(
         ({"num_devices": 9}, r"num_devices is 9, and there are 8 \(cpu\); 0 takes all"),
         ({"model.name": "nfnet_f9"}, "no model 'nfnet_f9'; nearest: "),
         ({"data.name": "folder", "data.dir": "/nowhere"}, "no folder /nowhere: data.dir takes"),
+        ({"on_divergence": "pray"}, "on_divergence is 'pray'; it takes stop or skip"),
+        ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide the 2 images that each"),
         ({"precision": "half"}, "no precision 'half'"),
         ({"augment.randaugment_layers": 2}, "randaugment_layers is 2, and the images of digits"),
         ({"augment.cutmix": True, "batch_size": 9, "num_devices": 1}, "take a multiple of 2"),
@@ -194,8 +200,59 @@ def test_a_damaged_image_is_told_counted_and_replaced(
         loop.train(config, tmp_path / "strict")
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_tells_where(tmp_path: Path) -> None:
     config = tiny(**{"optimizer.base_learning_rate": 1e30, "optimizer.clipping": 1e30})
-    with pytest.raises(FloatingPointError, match="the loss is (nan|inf) at step"):
+    with pytest.raises(divergence.Diverged, match="norm of the gradient .* at step .*tells more$"):
         loop.train(config, tmp_path)
     assert all(json.dumps(row, allow_nan=False) for row in rows(tmp_path))
+    told = json.loads((tmp_path / "divergence.json").read_text())
+    assert [figures["step"] for figures in told["history"]] == list(range(1, told["step"] + 1))
+    assert told["history"][0]["loss"] == pytest.approx(2.3, abs=0.1)
+    assert len(told["examples"]) == 16
+    assert all(name.startswith("image ") for name in told["examples"])
+    assert told["parameters"][0]["not_finite"] > 0
+
+
+class DivergesOnce:
+    """Compiles as ever, and makes one step's loss no number."""
+
+    def __init__(self, calls: int):
+        self._calls, self._compile = calls, loop.compile_update
+
+    def __call__(self, *arguments: Any) -> Any:
+        update = self._compile(*arguments)
+
+        def run(state: Any, batch: Any) -> Any:
+            state, metrics = update(state, batch)
+            self._calls -= 1
+            if self._calls == 0:
+                metrics = {**metrics, "loss": metrics["loss"] * np.nan}
+            return state, metrics
+
+        return run
+
+
+def test_a_run_may_skip_the_images_that_it_diverged_at(
+    finished: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(loop, "compile_update", DivergesOnce(calls=8))
+    summary = loop.train(tiny(on_divergence="skip"), tmp_path)
+    assert "resumed at step 5" in capsys.readouterr().out
+    assert [row["step"] for row in rows(tmp_path) if row["split"] == "train"] == [
+        row["step"] for row in rows(finished[0]) if row["split"] == "train"
+    ]
+    assert summary["params_sha256"] != finished[1]["params_sha256"]
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", 3)) as saved:
+        template = jax.eval_shape(make_plan(tiny()).create_state)
+        resumed = saved.restore_latest(template, print)
+    assert resumed is not None
+    assert (resumed[0], resumed[2]["batches"]) == (12, 12 + 3)
+
+
+def test_without_leave_a_diverged_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "compile_update", DivergesOnce(calls=8))
+    with pytest.raises(divergence.Diverged, match="the loss is nan .* at step 8"):
+        loop.train(tiny(), tmp_path)
