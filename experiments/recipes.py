@@ -95,6 +95,18 @@ def nf_regnet_imagenet(index: int) -> ConfigDict:
     return _earlier_optimizer(config)
 
 
+def resnet_imagenet(name: str) -> ConfigDict:
+    """A batch-normalized network on ImageNet: batch 1024 for 90 epochs, crops and mirror images.
+
+    Goyal et al. 2017, arXiv:1706.02677, section 5.1, with a cosine schedule and label smoothing (He
+    et al. 2019, arXiv:1812.01187, section 5).
+    """
+    config = _earlier_optimizer(_imagenet(name, batch_size=1024, epochs=90))
+    config.optimizer.weight_decay = 1e-4
+    config.model.sync_axis = ""  # "devices": batches are normalized over all devices together
+    return config
+
+
 def _imagenet(name: str, batch_size: int, epochs: int) -> ConfigDict:
     variant = nfnets_jax.create_model(name).config
     config = small_images(name, "tfds:imagenet2012", variant.train_size)
