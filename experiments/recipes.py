@@ -1,14 +1,16 @@
 """What configurations share: a field for everything, at the values of the NFNet paper.
 
-Brock et al. 2021b, arXiv:2102.06171, section 6.1 and appendix.
+NFNets: Brock et al. 2021b, arXiv:2102.06171, section 6.1 and appendix. NF-ResNets and NF-RegNets:
+Brock et al. 2021a, arXiv:2101.08692, sections 5 and 6 and appendix.
 """
 
 from ml_collections import ConfigDict
 
-from nfnets_jax.models.nfnet import VARIANTS
+import nfnets_jax
 
 _IMAGENET_IMAGES = 1_281_167
 _EPOCHS = 360
+_WARMUP_EPOCHS = 5
 # RandAugment of NFNets: this many operations an image, at a magnitude that grows with the variant.
 _RANDAUGMENT_LAYERS = 4
 _RANDAUGMENT_MAGNITUDE = (5, 10, 10, 15, 15, 15, 15, 15)
@@ -55,11 +57,11 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
             "ema_decay": 0.99999,
             "optimizer": {
                 "base_learning_rate": 0.1,  # for a batch of 256, scaled with the batch
-                "warmup_fraction": 5 / _EPOCHS,  # of num_steps
+                "warmup_fraction": _WARMUP_EPOCHS / _EPOCHS,  # of num_steps
                 "momentum": 0.9,
                 "nesterov": True,
                 "weight_decay": 2e-5,
-                "clipping": 0.01,
+                "clipping": 0.01,  # 0: none
                 "clipping_eps": 1e-3,
                 "sam_rho": 0.0,  # distance of sharpness-aware minimization; 0 for none
                 "sam_fraction": 1.0,  # of the batch that decides its direction
@@ -75,8 +77,42 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
 
 def nfnet_imagenet(index: int) -> ConfigDict:
     """NFNet-F``index`` on ImageNet: batch 4096 for 360 epochs."""
-    name = f"nfnet_f{index}"
-    variant = VARIANTS[name]
+    config = _imagenet(f"nfnet_f{index}", batch_size=4096, epochs=_EPOCHS)
+    config.augment.randaugment_layers = _RANDAUGMENT_LAYERS
+    config.augment.randaugment_magnitude = _RANDAUGMENT_MAGNITUDE[index]
+    _mix(config)
+    return config
+
+
+def nf_resnet_imagenet(layers: int) -> ConfigDict:
+    """NF-ResNet of so many layers on ImageNet: batch 1024 for 90 epochs, crops and mirror images.
+
+    Published before AGC, it clips nothing.
+    """
+    return _earlier_optimizer(_imagenet(f"nf_resnet{layers}", batch_size=1024, epochs=90))
+
+
+def nf_regnet_imagenet(index: int) -> ConfigDict:
+    """NF-RegNet-B``index`` on ImageNet: batch 1024 for 360 epochs, with MixUp and CutMix."""
+    config = _imagenet(f"nf_regnet_b{index}", batch_size=1024, epochs=_EPOCHS)
+    _mix(config)
+    return _earlier_optimizer(config)
+
+
+def resnet_imagenet(name: str) -> ConfigDict:
+    """A batch-normalized network on ImageNet: batch 1024 for 90 epochs, crops and mirror images.
+
+    Goyal et al. 2017, arXiv:1706.02677, section 5.1, with a cosine schedule and label smoothing (He
+    et al. 2019, arXiv:1812.01187, section 5).
+    """
+    config = _earlier_optimizer(_imagenet(name, batch_size=1024, epochs=90))
+    config.optimizer.weight_decay = 1e-4
+    config.model.sync_axis = ""  # "devices": batches are normalized over all devices together
+    return config
+
+
+def _imagenet(name: str, batch_size: int, epochs: int) -> ConfigDict:
+    variant = nfnets_jax.create_model(name).config
     config = small_images(name, "tfds:imagenet2012", variant.train_size)
     config.model.dropout_rate = variant.dropout_rate
     config.model.stochastic_depth_rate = variant.stochastic_depth_rate
@@ -88,12 +124,21 @@ def nfnet_imagenet(index: int) -> ConfigDict:
             "flip": True,
         }
     )
-    config.batch_size = 4096
-    config.num_steps = _EPOCHS * _IMAGENET_IMAGES // config.batch_size
+    config.batch_size = batch_size
+    config.num_steps = epochs * _IMAGENET_IMAGES // batch_size
+    config.optimizer.warmup_fraction = _WARMUP_EPOCHS / epochs
     config.precision = "bfloat16"
     config.eval_every = config.checkpoint_every = 1000
-    config.augment.randaugment_layers = _RANDAUGMENT_LAYERS
-    config.augment.randaugment_magnitude = _RANDAUGMENT_MAGNITUDE[index]
+    return config
+
+
+def _mix(config: ConfigDict) -> None:
     config.augment.mixup_alpha = 0.2
     config.augment.cutmix = True
+
+
+def _earlier_optimizer(config: ConfigDict) -> ConfigDict:
+    """The optimizer of the earlier paper."""
+    config.optimizer.clipping = 0.0
+    config.optimizer.weight_decay = 5e-5
     return config

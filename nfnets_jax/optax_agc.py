@@ -90,7 +90,7 @@ def sgd_agc(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 2e-5,
-    clipping: float = 0.01,
+    clipping: float | None = 0.01,
     eps: float = 1e-3,
 ) -> optax.GradientTransformation:
     """The optimizer that NFNets are trained with (section 6.1 of the paper).
@@ -103,10 +103,13 @@ def sgd_agc(
       momentum: decay of the accumulated gradient.
       nesterov: whether the step looks ahead by one more momentum.
       weight_decay: of parameters with two axes or more: no gain, skip gain or bias.
-      clipping, eps: as in ``adaptive_grad_clip``.
+      clipping, eps: as in ``adaptive_grad_clip``; a ``clipping`` of None leaves AGC out.
     """
+    agc = optax.identity()
+    if clipping is not None:
+        agc = adaptive_grad_clip(clipping, eps, mask=all_but_classifier)
     return optax.chain(
-        adaptive_grad_clip(clipping, eps, mask=all_but_classifier),
+        agc,
         optax.add_decayed_weights(weight_decay, mask=kernels),
         _momentum(momentum, nesterov),
         optax.scale_by_learning_rate(learning_rate),

@@ -128,3 +128,12 @@ def test_wrong_use_is_named() -> None:
     deep = {"layer": {"w": jnp.ones((2,) * 6)}}
     with pytest.raises(ValueError, match="layer/w has 6 axes"):
         agc.update(deep, agc.init(deep), deep)
+
+
+def test_without_clipping_the_recipe_is_sgd() -> None:
+    params = {"linear": {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}}
+    grads = jax.tree.map(lambda param: 100 * param, params)
+    ours = optax_agc.sgd_agc(0.1, weight_decay=0.0, clipping=None)
+    expected = optax.sgd(0.1, momentum=0.9, nesterov=True)
+    updates = [opt.update(grads, opt.init(params), params)[0] for opt in (ours, expected)]
+    jax.tree.map(np.testing.assert_allclose, *updates)

@@ -27,19 +27,22 @@ class Normal:
         return self.std * jax.random.normal(hk.next_rng_key(), tuple(shape), dtype)
 
 
-def init_params(network: Callable[..., Any], rng: jax.Array, *args: Any) -> hk.MutableParams:
-    """Parameters of the network, without running it.
+def initialize(
+    network: Callable[..., Any], rng: jax.Array, *args: Any
+) -> tuple[hk.MutableParams, hk.MutableState]:
+    """Parameters and state of the network, without running it.
 
     Args:
-      network: a function that ``hk.transform`` takes; the initializers of its parameters are
-        ``Normal`` or need no random numbers.
+      network: a function that ``hk.transform_with_state`` takes; the initializers of its parameters
+        are ``Normal`` or need no random numbers, as those of its state.
       rng: one random key.
-      *args: of the network; only their shapes and dtypes matter.
+      *args: of the network; only the shapes and dtypes of arrays matter.
 
     Returns:
-      ``{module: {parameter: float32 array}}``.
+      ``{module: {parameter: float32 array}}`` and the same of the state.
     """
     declared: list[tuple[str, str, tuple[int, ...], Callable[..., Any]]] = []
+    state: hk.MutableState = {}
 
     def declare(
         _: Any, shape: Sequence[int], dtype: Any, init: Callable[..., Any], context: Any
@@ -48,11 +51,19 @@ def init_params(network: Callable[..., Any], rng: jax.Array, *args: Any) -> hk.M
         declared.append((module, name, tuple(shape), init))
         return jnp.zeros(shape, dtype)
 
-    def declaring(*args: Any) -> Any:
-        with hk.custom_creator(declare):
+    def declare_state(
+        _: Any, shape: Sequence[int], dtype: Any, init: Callable[..., Any], context: Any
+    ) -> jax.Array:
+        module, name = context.full_name.rsplit("/", 1)
+        with jax.ensure_compile_time_eval():
+            state.setdefault(module, {})[name] = init(shape, jnp.float32)
+        return jnp.zeros(shape, dtype)
+
+    def declaring() -> Any:
+        with hk.custom_creator(declare), hk.custom_creator(declare_state, params=False, state=True):
             return network(*args)
 
-    jax.eval_shape(hk.transform_with_state(declaring).init, rng, *args)
+    jax.eval_shape(hk.transform_with_state(declaring).init, rng)
 
     random = tuple((shape, init.std) for *_, shape, init in declared if isinstance(init, Normal))
     numbers = _gaussians(rng, sum(math.prod(shape) for shape, _ in random))
@@ -61,7 +72,7 @@ def init_params(network: Callable[..., Any], rng: jax.Array, *args: Any) -> hk.M
     for module, name, shape, init in declared:
         value = next(drawn) if isinstance(init, Normal) else init(shape, jnp.float32)
         params.setdefault(module, {})[name] = value
-    return params
+    return params, state
 
 
 @functools.partial(jax.jit, static_argnums=1)

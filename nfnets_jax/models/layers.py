@@ -268,13 +268,10 @@ def linear(weights: Affine, x: jax.Array) -> jax.Array:
 
 
 def squeeze_excite(weights: tuple[Affine, Affine], x: jax.Array) -> jax.Array:
-    """``[N, C]``, the factors for the channels of ``x`` ``[N, H, W, C]``: twice a sigmoid gate.
-
-    The factor two makes up for the gate's mean of one half (NF-ResNets, section 4.4).
-    """
+    """``[N, C]``, the factors for the channels of ``x`` ``[N, H, W, C]``, from 0 to 1."""
     squeeze, excite = weights
     pooled = jnp.mean(x, axis=(1, 2))
-    return 2 * jax.nn.sigmoid(linear(excite, jax.nn.relu(linear(squeeze, pooled))))
+    return jax.nn.sigmoid(linear(excite, jax.nn.relu(linear(squeeze, pooled))))
 
 
 def average_pool(x: jax.Array) -> jax.Array:

@@ -163,12 +163,17 @@ def nf_block(
             convolution, branch, activation, stride if index == 0 else 1, looped=looped
         )
     if weights.squeeze_excite is not None and form.excites_bottleneck:
-        branch *= layers.squeeze_excite(weights.squeeze_excite, branch)[:, None, None, :]
+        branch *= _twice_excited(weights.squeeze_excite, branch)[:, None, None, :]
     branch = layers.convolve_activated(expand, branch, activation, looped=looped)
     # All that scales the branch does so in one pass over it.
     scale = jnp.reshape(alpha * weights.skip_gain, (1, 1))
     if weights.squeeze_excite is not None and not form.excites_bottleneck:
-        scale = layers.squeeze_excite(weights.squeeze_excite, branch) * scale
+        scale = _twice_excited(weights.squeeze_excite, branch) * scale
     if keep is not None:
         scale = jnp.where(keep[:, None], scale, 0)
     return shortcut + branch * scale[:, None, None, :]
+
+
+def _twice_excited(weights: tuple[layers.Affine, layers.Affine], x: jax.Array) -> jax.Array:
+    """Squeeze-excite, times two for its mean of one half (NF-ResNets, section 4.4)."""
+    return 2 * layers.squeeze_excite(weights, x)

@@ -4,24 +4,33 @@ import dataclasses
 import fnmatch
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError, nearest
-from nfnets_jax.models import nf_regnet, nf_resnet, nfnet
-from nfnets_jax.models.initialization import init_params
+from nfnets_jax.models import nf_regnet, nf_resnet, nfnet, resnet
+from nfnets_jax.models.initialization import initialize
 from nfnets_jax.models.nf_network import NFNetwork, NFNetworkConfig, nf_network
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-_REGISTRY: Mapping[str, NFNetworkConfig] = {
+_REGISTRY: Mapping[str, NFNetworkConfig | resnet.ResNetConfig] = {
     **nfnet.VARIANTS,
     **nf_resnet.VARIANTS,
     **nf_regnet.VARIANTS,
+    **resnet.VARIANTS,
 }
+
+
+class _Network(NamedTuple):
+    """What a ``Model`` is made of, by its methods' names."""
+
+    init: Callable[[jax.Array, jax.Array], tuple[hk.MutableParams, hk.MutableState]]
+    prepare: Callable[[hk.Params, jax.Array], Any]
+    forward: Callable[..., tuple[dict[str, jax.Array], hk.MutableState]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +49,7 @@ class Model:
     name: str
     num_classes: int
     config: Any
-    _weights: Callable[[jax.Array], Any]
-    _forward: Callable[[Any, jax.Array, jax.Array | None], dict[str, jax.Array]]
+    _network: _Network
 
     def init(
         self, rng: jax.Array, images: jax.Array, is_training: bool = True
@@ -54,11 +62,11 @@ class Model:
           is_training: accepted as ``apply`` has it; makes no difference.
 
         Returns:
-          ``{module: {parameter: float32 array}}`` and the state, which is empty for networks
-          without running statistics.
+          ``{module: {parameter: float32 array}}`` and the state: the running statistics of
+          batch-normalized networks in the same form, of others empty.
         """
         del is_training
-        return init_params(self._weights, rng, images), {}
+        return self._network.init(rng, images)
 
     def apply(
         self,
@@ -76,10 +84,12 @@ class Model:
             example, so that what happens to an example does not depend on the batch it is in. Not
             needed, and may be None, if ``is_training`` is false or the model has neither.
           images: ``[N, H, W, C]`` floats, normalized.
-          is_training: whether stochastic depth and dropout are on.
+          is_training: whether stochastic depth and dropout are on, and batches normalized by their
+            own statistics.
 
         Returns:
-          ``{"logits": [N, num_classes], "pool": [N, features], ...}``, float32, and the state.
+          ``{"logits": [N, num_classes], "pool": [N, features], ...}``, float32, and the state,
+          which training has updated.
         """
         return self.forward(self.prepare(params, images), state, rng, images, is_training)
 
@@ -90,7 +100,7 @@ class Model:
           params: as ``init`` gives them.
           images: ``[N, H, W, C]``; only the channels matter.
         """
-        return hk.transform(self._weights).apply(params, None, images)
+        return self._network.prepare(params, images)
 
     def forward(
         self,
@@ -102,8 +112,7 @@ class Model:
     ) -> tuple[dict[str, jax.Array], hk.MutableState]:
         """``apply``, but of the weights that ``prepare`` gives."""
         keys = None if rng is None or not is_training else _example_keys(rng, len(images))
-        del state  # No network here keeps any yet.
-        return self._forward(weights, images, keys), {}
+        return self._network.forward(weights, state, keys, images, is_training)
 
 
 def create_model(
@@ -145,20 +154,61 @@ def create_model(
         if override not in fields:
             raise InputError(f"{name} has no setting {override!r}; {nearest(override, fields)}")
     config = dataclasses.replace(config, **overrides)
-    return Model(
-        name,
-        num_classes,
-        config,
-        lambda images: NFNetwork(config, num_classes, images.shape[-1]).weights(
-            PRECISIONS[precision]
-        ),
-        functools.partial(nf_network, config=config, features=features),
-    )
+    settings = (num_classes, PRECISIONS[precision], features)
+    if isinstance(config, resnet.ResNetConfig):
+        return Model(name, num_classes, config, _batch_normalized(config, *settings))
+    return Model(name, num_classes, config, _normalizer_free(config, *settings))
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """The names that ``create_model`` knows and a shell-style pattern (``"nfnet_f?"``) matches."""
     return fnmatch.filter(_REGISTRY, pattern)
+
+
+def _normalizer_free(
+    config: NFNetworkConfig, num_classes: int, dtype: Any, features: bool
+) -> _Network:
+    def weights(images: jax.Array) -> Any:
+        return NFNetwork(config, num_classes, images.shape[-1]).weights(dtype)
+
+    def forward(
+        weights: Any,
+        state: hk.State,
+        keys: jax.Array | None,
+        images: jax.Array,
+        is_training: bool,
+    ) -> tuple[dict[str, jax.Array], hk.MutableState]:
+        return nf_network(weights, images, keys, config=config, features=features), {}
+
+    return _Network(
+        functools.partial(initialize, weights),
+        lambda params, images: hk.transform(weights).apply(params, None, images),
+        forward,
+    )
+
+
+def _batch_normalized(
+    config: resnet.ResNetConfig, num_classes: int, dtype: Any, features: bool
+) -> _Network:
+    def network(images: jax.Array, keys: jax.Array | None, is_training: bool) -> Any:
+        module = resnet.ResNet(config, num_classes)
+        return module(images.astype(dtype), keys, is_training, features)
+
+    def forward(
+        weights: hk.Params,
+        state: hk.State,
+        keys: jax.Array | None,
+        images: jax.Array,
+        is_training: bool,
+    ) -> Any:
+        run = hk.transform_with_state(network).apply
+        return run(weights, state, None, images, keys, is_training)
+
+    return _Network(
+        lambda rng, images: initialize(network, rng, images, None, False),
+        lambda params, images: params,
+        forward,
+    )
 
 
 def _example_keys(rng: jax.Array, examples: int) -> jax.Array:

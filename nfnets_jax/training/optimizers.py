@@ -18,13 +18,16 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def create_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, weight decay and AGC by ``config.optimizer``."""
+    """SGD with Nesterov momentum, weight decay and AGC by ``config.optimizer``.
+
+    ``clipping`` of 0 leaves AGC out.
+    """
     settings = config.optimizer
     return optax_agc.sgd_agc(
         learning_rate(config),
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
-        clipping=settings.clipping,
+        clipping=settings.clipping or None,
         eps=settings.clipping_eps,
     )

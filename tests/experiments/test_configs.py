@@ -48,3 +48,25 @@ def test_nfnets_have_the_papers_settings(
     assert config.optimizer.warmup_fraction * config.num_steps == pytest.approx(
         5 * 1_281_167 / 4096, abs=1
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "dropout", "epochs"),
+    [
+        ("nf_resnet50", 224, 224, 0.25, 90),
+        ("nf_regnet_b0", 192, 224, 0.2, 360),
+        ("nf_regnet_b4", 320, 384, 0.4, 360),
+    ],
+)
+def test_nf_resnets_and_nf_regnets_have_their_papers_settings(
+    name: str, train: int, test: int, dropout: float, epochs: int
+) -> None:
+    path = next(path for path in CONFIGS if path.stem == name)
+    config = runpy.run_path(str(path))["get_config"]()
+    assert (config.data.image_size, config.data.test_image_size) == (train, test)
+    assert (config.model.dropout_rate, config.model.stochastic_depth_rate) == (dropout, 0.1)
+    assert config.augment.randaugment_layers == 0
+    assert config.augment.cutmix == ("regnet" in name)
+    assert config.batch_size == 1024
+    assert config.num_steps == epochs * 1_281_167 // 1024
+    assert (config.optimizer.weight_decay, config.optimizer.clipping) == (5e-5, 0.0)

@@ -1,0 +1,10 @@
+"""NF-ResNet-101 on ImageNet: ``python -m experiments.run --config=nf_resnet101``."""
+
+from ml_collections import ConfigDict
+
+from experiments import recipes
+
+
+def get_config() -> ConfigDict:
+    """The paper's recipe."""
+    return recipes.nf_resnet_imagenet(101)

@@ -1,0 +1,216 @@
+"""Batch-normalized ResNets, which normalizer-free networks are measured against.
+
+ResNet (He et al. 2016, arXiv:1512.03385, with the stride in the 3x3 convolution), ResNeXt (Xie et
+al. 2017, arXiv:1611.05431), squeeze-excite (Hu et al. 2018, arXiv:1709.01507) and the "D" form (He
+et al. 2019, arXiv:1812.01187). SE-ResNeXt-D is what NFNets were derived from.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnets_jax.errors import InputError
+from nfnets_jax.models import layers
+from nfnets_jax.models.batch_norm import BatchNorm
+from nfnets_jax.models.convolution import conv2d
+from nfnets_jax.models.initialization import Normal
+
+_REMAT = ("none", "block")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """One variant of the family. A field a stage holds as many entries as there are stages.
+
+    Attributes:
+      depth: blocks of each stage.
+      width: output channels of each stage.
+      groups: of the 3x3 convolutions.
+      group_width: channels a group in the first stage; they grow with the width.
+      form_d: whether the stem is three 3x3 convolutions and a shortcut of lower resolution starts
+        with the mean of 2x2 pixels; else one of 7x7 and one pixel of the four.
+      se_ratio: hidden units of squeeze-excite over its channels; 0 leaves squeeze-excite out.
+      train_size, test_size: published side of the square images, in pixels.
+      dropout_rate: of the pooled features.
+      stochastic_depth_rate: probability of dropping a block's branch, rising from 0 at the first
+        block in proportion to the number of blocks before it.
+      sync_axis: the axis of a ``jax.pmap`` over whose devices batches are normalized together, in
+        training here ``"devices"``; empty normalizes on each device alone.
+      remat: what is computed anew for the gradient instead of being kept: ``"none"``, or each
+        ``"block"`` from its input.
+
+    Raises:
+      InputError: no such ``remat``.
+    """
+
+    depth: tuple[int, ...]
+    width: tuple[int, ...] = (256, 512, 1024, 2048)
+    groups: int = 1
+    group_width: int = 64
+    form_d: bool = False
+    se_ratio: float = 0.0
+    train_size: int = 224
+    test_size: int = 224
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    sync_axis: str = ""
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.remat not in _REMAT:
+            raise InputError(f"no remat {self.remat!r}; there are {', '.join(_REMAT)}")
+
+
+_SE = 1 / 16
+
+VARIANTS: Mapping[str, ResNetConfig] = MappingProxyType(
+    {
+        "resnet50": ResNetConfig((3, 4, 6, 3)),
+        "resnet101": ResNetConfig((3, 4, 23, 3)),
+        "resnet152": ResNetConfig((3, 8, 36, 3)),
+        "resnet200": ResNetConfig((3, 24, 36, 3)),
+        "resnet50d": ResNetConfig((3, 4, 6, 3), form_d=True),
+        "seresnet50": ResNetConfig((3, 4, 6, 3), se_ratio=_SE),
+        "seresnext50_32x4d": ResNetConfig((3, 4, 6, 3), groups=32, group_width=4, se_ratio=_SE),
+        "seresnext26d_32x4d": ResNetConfig(
+            (2, 2, 2, 2), groups=32, group_width=4, form_d=True, se_ratio=_SE
+        ),
+        "seresnext101d_32x8d": ResNetConfig(
+            (3, 4, 23, 3), groups=32, group_width=8, form_d=True, se_ratio=_SE
+        ),
+    }
+)
+
+
+class ResNet(hk.Module):
+    """The network; its parameters and running statistics are Haiku's."""
+
+    def __init__(self, config: ResNetConfig, num_classes: int):
+        super().__init__("ResNet")
+        self._config = config
+        self._num_classes = num_classes
+
+    def __call__(
+        self,
+        images: jax.Array,
+        keys: jax.Array | None,
+        is_training: bool,
+        features: bool = False,
+    ) -> dict[str, jax.Array]:
+        """Classifies images.
+
+        Args:
+          images: ``[N, H, W, C]`` floats, normalized, in the dtype to compute in.
+          keys: ``[N]`` random keys, one an example, for stochastic depth and dropout; None turns
+            both off.
+          is_training: whether batches are normalized by their own statistics.
+          features: also return the output of each stage.
+
+        Returns:
+          ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with ``features``
+          also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
+        """
+        config, outputs = self._config, {}
+        x = layers.max_pool(self._stem(images, is_training))
+        blocks = sum(config.depth)
+        keep = None
+        if keys is not None and config.stochastic_depth_rate > 0:
+            rates = config.stochastic_depth_rate * jnp.arange(blocks) / blocks
+            keep = layers.survivors(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rates)
+        index = 0
+        for stage, (width, depth) in enumerate(zip(config.width, config.depth, strict=True)):
+            for place in range(depth):
+                block = _Block(config, width, stride=2 if stage > 0 and place == 0 else 1)
+                run = functools.partial(block, is_training=is_training)
+                if config.remat == "block":
+                    run = hk.remat(run)
+                x = run(x, None if keep is None else keep[index])
+                index += 1
+            if features:
+                outputs[f"stage_{stage + 1}"] = x
+        pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        seen = pool
+        if keys is not None and config.dropout_rate > 0:
+            dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+            seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
+        linear = layers.Linear(pool.shape[-1], self._num_classes, std=0.01, name="linear")
+        return {**outputs, "pool": pool, "logits": layers.linear(linear.parameters(), seen)}
+
+    def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+        convolutions = (
+            ((32, 3, 2), (32, 3, 1), (64, 3, 1)) if self._config.form_d else ((64, 7, 2),)
+        )
+        for index, (channels, kernel, stride) in enumerate(convolutions):
+            x = _convolve(x, channels, kernel, stride, name=f"stem_conv{index}")
+            norm = BatchNorm(self._config.sync_axis, name=f"stem_norm{index}")
+            x = jax.nn.relu(norm(x, is_training))
+        return x
+
+
+class _Block(hk.Module):
+    """Bottleneck of 1x1, grouped 3x3 and 1x1 convolutions, added to a shortcut.
+
+    The last scale starts at zero, so that the network starts as its shortcuts (Goyal et al. 2017,
+    arXiv:1706.02677, section 5.1).
+    """
+
+    def __init__(self, config: ResNetConfig, width: int, stride: int):
+        super().__init__("block")
+        self._config = config
+        self._width = width
+        self._stride = stride
+
+    def __call__(self, x: jax.Array, keep: jax.Array | None, is_training: bool) -> jax.Array:
+        """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), width]``.
+
+        ``keep`` ``[N]`` says which examples keep the branch (stochastic depth); None keeps all.
+        """
+        config, width, stride = self._config, self._width, self._stride
+        axis = config.sync_axis
+        inner = config.groups * config.group_width * width // config.width[0]
+        shortcut = x
+        if stride > 1 or x.shape[-1] != width:
+            pools = config.form_d and stride > 1
+            shortcut = layers.average_pool(x) if pools else x
+            shortcut = _convolve(shortcut, width, 1, 1 if pools else stride, name="conv_shortcut")
+            shortcut = BatchNorm(axis, name="norm_shortcut")(shortcut, is_training)
+        branch = _convolve(x, inner, 1, name="conv0")
+        branch = jax.nn.relu(BatchNorm(axis, name="norm0")(branch, is_training))
+        branch = _convolve(branch, inner, 3, stride, config.groups, name="conv1")
+        branch = jax.nn.relu(BatchNorm(axis, name="norm1")(branch, is_training))
+        branch = _convolve(branch, width, 1, name="conv2")
+        branch = BatchNorm(axis, initial_scale=0.0, name="norm2")(branch, is_training)
+        if config.se_ratio > 0:
+            gate = layers.SqueezeExcite(width, config.se_ratio, "squeeze_excite").parameters()
+            squeeze, excite = (layer.weights(x.dtype) for layer in gate)
+            branch *= layers.squeeze_excite((squeeze, excite), branch)[:, None, None, :]
+        if keep is not None:
+            branch = jnp.where(keep[:, None, None, None], branch, 0)
+        return jax.nn.relu(shortcut + branch)
+
+
+def _convolve(
+    x: jax.Array, channels: int, kernel: int, stride: int = 1, groups: int = 1, *, name: str
+) -> jax.Array:
+    """Convolves with ``w`` ``[k, k, I / groups, O]`` of a module of this name; no bias."""
+    shape = (kernel, kernel, x.shape[-1] // groups, channels)
+    return conv2d(x, _Kernel(shape, name)().astype(x.dtype), stride)
+
+
+class _Kernel(hk.Module):
+    """``w``, which starts Gaussian, with variance two over the fan-out (He et al. 2015)."""
+
+    def __init__(self, shape: tuple[int, ...], name: str):
+        super().__init__(name)
+        self._shape = shape
+
+    def __call__(self) -> jax.Array:
+        height, width, _, channels = self._shape
+        std = math.sqrt(2 / (height * width * channels))
+        return hk.get_parameter("w", self._shape, init=Normal(std))

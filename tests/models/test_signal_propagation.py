@@ -1,0 +1,78 @@
+"""At initialization signals stay as large as planned, and without a mean (NF-ResNets, section 3).
+
+Measured on Gaussian images in networks of narrow stages of one block each, whose outputs are the
+features. Where a shortcut takes the mean of 2x2 pixels, no resolution is lost after the stem: the
+mean keeps the variance of neighbours that are alike, as in photographs, but a quarter of noise's.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nfnets_jax
+from nfnets_jax.models.convolution import conv2d
+
+ALPHA = 0.2
+WIDTH = (96, 96, 96, 160, 160, 160)
+# One block widens, two do not: each that widens starts again at a variance of one.
+PREDICTED = 1 + ALPHA**2 * np.array([1, 2, 3, 1, 2, 3])
+
+
+def variances_and_shifts(outputs: list[jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each block: the mean channel's variance, and its mean over its standard deviation."""
+    means = [jnp.mean(x, (0, 1, 2)) for x in outputs]
+    deviations = [jnp.std(x, (0, 1, 2)) for x in outputs]
+    shifts = [jnp.mean(jnp.abs(m) / d) for m, d in zip(means, deviations, strict=True)]
+    return np.array([jnp.mean(d**2) for d in deviations]), np.array(shifts)
+
+
+def gaussian_images() -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (8, 64, 64, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [("nfnet_f0", 1), ("nf_resnet50", 2), ("nf_regnet_b0", 1)]
+)
+def test_normalizer_free_blocks_keep_to_the_analytic_variance(name: str, stride: int) -> None:
+    model = nfnets_jax.create_model(
+        name,
+        10,
+        features=True,
+        width=WIDTH,
+        depth=(1,) * 6,
+        strides=(1, 1, 1, stride, 1, 1),
+        stem=((64, 2),),
+        alpha=ALPHA,
+    )
+    images = gaussian_images()
+
+    @jax.jit
+    def run(rng: jax.Array) -> dict[str, jax.Array]:
+        params, state = model.init(rng, images)
+        # New branches are at zero: with a skip gain of one they add what is predicted.
+        params = jax.tree.map(lambda param: param + 1.0 if param.ndim == 0 else param, params)
+        return model.apply(params, state, None, images, False)[0]
+
+    outputs = run(jax.random.key(0))
+    variances, shifts = variances_and_shifts([outputs[f"stage_{i}"] for i in range(1, 7)])
+    np.testing.assert_allclose(variances, PREDICTED, rtol=0.15)
+    assert shifts.max() < 0.1
+
+
+def test_a_resnet_without_normalization_or_standardization_keeps_to_neither() -> None:
+    x, outputs = gaussian_images(), []
+    keys = iter(jax.random.split(jax.random.key(0), 12))
+
+    def convolve(x: jax.Array, size: int, width: int) -> jax.Array:
+        shape = (size, size, x.shape[-1], width)
+        he = (2 / np.prod(shape[:3])) ** 0.5
+        return conv2d(x, he * jax.random.normal(next(keys), shape))
+
+    x = convolve(x[:, ::2, ::2], 3, WIDTH[0])
+    for width in WIDTH[:3]:
+        x = x + convolve(jax.nn.relu(convolve(jax.nn.relu(x), 3, width)), 3, width)
+        outputs.append(x)
+    variances, shifts = variances_and_shifts(outputs)
+    assert (np.abs(variances / PREDICTED[:3] - 1) > 0.15).all()
+    assert (shifts > 0.1).all()
