@@ -96,10 +96,13 @@ class Run:
         began = time.monotonic()
         subprocess.run([*self._command, f"--workdir={self._calm}"], check=True, capture_output=True)
         print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
-        to_damage = set(moments.sample(range(2, kills + 1), damages))
         starts: list[Start] = []
         for index in range(kills + 1):
-            damage = self._damage(moments) if index in to_damage else ""
+            damage = ""
+            # Two checkpoints, so that one is left; at random, but in time.
+            hurry = kills - index < damages
+            if damages and len(self._checkpoints()) > 1 and (hurry or moments.random() < 0.3):
+                damages, damage = damages - 1, self._damage(moments)
             # Every third kill comes while a checkpoint is written.
             how = None if index == kills else "writing" if index % 3 == 2 else "any"
             starts.append(self._start(damage, how, moments))
@@ -141,10 +144,12 @@ class Run:
     def _reached(self) -> int:
         return max((row["step"] for row in _rows(self._rough)), default=0)
 
+    def _checkpoints(self) -> list[Path]:
+        return [path for path in self._rough.glob("checkpoints/*") if path.name.isdigit()]
+
     def _damage(self, moments: random.Random) -> str:
         """Damages the newest checkpoint, as disks do."""
-        folders = [path for path in self._rough.glob("checkpoints/*") if path.name.isdigit()]
-        newest = max(folders, key=lambda path: int(path.name))
+        newest = max(self._checkpoints(), key=lambda path: int(path.name))
         files = [path for path in newest.rglob("*") if path.is_file() and path.stat().st_size > 99]
         file = moments.choice(files)
         content = bytearray(file.read_bytes())

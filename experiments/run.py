@@ -28,15 +28,17 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many hosts take part.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_PROFILE = flags.DEFINE_string(
+    "profile_steps", "", "First and last step to profile, as 10-20; the files go to profile/."
+)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run's files go; runs/NAME if not given.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the configuration that the flags describe."""
-    from nfnets_jax.training import (
-        hosts,
-        loop,
-    )  # After the flags, so that their errors come at once.
+    # After the flags, so that their errors come at once.
+    from nfnets_jax.training import hosts, loop
+    from nfnets_jax.training.profiling import parse_steps
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells thirty lines a checkpoint.
     if argv[1:]:
@@ -46,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     _keep_compiled_programs()
     try:
         hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        summary = loop.train(_CONFIG.value, workdir)
+        summary = loop.train(_CONFIG.value, workdir, parse_steps(_PROFILE.value))
     except (InputError, WorkerError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except loop.Interrupted as interrupted:

@@ -21,6 +21,7 @@ from nfnets_jax.training.divergence import Diverged, Watch
 from nfnets_jax.training.memory import compile_update
 from nfnets_jax.training.optimizers import learning_rate
 from nfnets_jax.training.plan import Plan, make_plan
+from nfnets_jax.training.profiling import Profile
 from nfnets_jax.training.step import (
     DeviceBatch,
     Metrics,
@@ -44,13 +45,18 @@ class Interrupted(Exception):  # noqa: N818, it is no error
         self.signal_number = signal_number
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    profile_steps: tuple[int, int] | None = None,
+) -> dict[str, Any]:
     """Trains by the configuration, or goes on where the run in ``workdir`` stopped.
 
     Args:
       config: as the files of ``experiments/configs`` make it.
       workdir: gets ``config.json``, ``metrics.jsonl``, ``checkpoints/``, TensorBoard events,
         ``curves.png`` and, in the end, ``summary.json``.
+      profile_steps: the first and the last step of which ``profile/`` gets a profile.
 
     Returns:
       The summary.
@@ -82,7 +88,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
                     report.say(plan.description)
                     if done:
                         report.say(f"resumed at step {done}")
-                    state, seconds = _train_steps(plan, state, progress, saved, report, workdir)
+                    profile = Profile(workdir / "profile", profile_steps, report.say)
+                    state, seconds = _train_steps(
+                        plan, state, progress, saved, report, profile, workdir
+                    )
                 break
             except Diverged as diverged:
                 resumed = saved.restore_latest(jax.eval_shape(plan.create_state), print)
@@ -119,6 +128,7 @@ def _train_steps(
     progress: dict[str, Any],
     saved: Checkpoints,
     report: reporting.Reporter,
+    profile: Profile,
     workdir: Path,
 ) -> tuple[TrainState, float]:
     """Takes the steps that are left.
@@ -141,14 +151,16 @@ def _train_steps(
     watch = Watch()
     pending: list[Metrics] = []
     batches = _read(plan, plan.train_batches, report, progress["batches"])
-    with contextlib.closing(batches), _signals() as received:
+    with contextlib.closing(batches), contextlib.closing(profile), _signals() as received:
         votes = hosts.Votes(plan.devices)
         for step in range(done + 1, config.num_steps + 1):
             with report.waiting():
                 unreadable, batch = next(batches)
             train_account.add(unreadable)
             update = update or compile_update(plan, state, batch, report.say)
+            profile.before(step)
             state, metrics = update(state, batch)
+            profile.after(step, metrics)
             pending.append(metrics)
             votes.cast(bool(received))
             if step == done + 1:

@@ -256,3 +256,10 @@ def test_without_leave_a_diverged_run_ends(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(loop, "compile_update", DivergesOnce(calls=8))
     with pytest.raises(divergence.Diverged, match="the loss is nan .* at step 8"):
         loop.train(tiny(), tmp_path)
+
+
+def test_steps_are_profiled_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loop.train(tiny(num_steps=4, eval_every=0, checkpoint_every=0), tmp_path, (2, 3))
+    assert f"profile of steps 2 to 3 in {tmp_path / 'profile'}" in capsys.readouterr().out
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
