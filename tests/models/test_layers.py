@@ -44,6 +44,17 @@ def test_average_pool_is_the_mean_of_what_each_window_holds(height: int, width: 
     np.testing.assert_allclose(pooled, np.asarray(expected).transpose(2, 0, 1, 3), atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "first"), [(6, 0), (5, -1)])
+def test_max_pool_is_the_largest_of_each_window(size: int, first: int) -> None:
+    x = -1 - np.random.default_rng(0).random((2, size, size, 3), dtype=np.float32)
+    expected = [
+        [x[:, max(i, 0) : i + 3, max(j, 0) : j + 3].max((1, 2)) for j in range(first, size - 1, 2)]
+        for i in range(first, size - 1, 2)
+    ]
+    pooled = layers.max_pool(jnp.asarray(x))
+    np.testing.assert_array_equal(pooled, np.asarray(expected).transpose(2, 0, 1, 3))
+
+
 def test_stochastic_depth_drops_at_its_rates() -> None:
     rates = jnp.array([0.0, 0.25, 0.5, 1.0])
     keep = layers.survivors(jax.random.split(jax.random.key(0), 4000), rates)
