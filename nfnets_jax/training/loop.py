@@ -30,7 +30,7 @@ from nfnets_jax.training.step import (
     replicate,
     transfer,
 )
-from nfnets_jax.training.workdir import claim
+from nfnets_jax.training.workdir import claim, note_classes
 
 # Steps that may be under way on the devices while the host prepares the next.
 _STEPS_AHEAD = 2
@@ -64,6 +64,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     plan = make_plan(config)
     claim(workdir, config)
+    note_classes(workdir, plan.dataset.class_names)
     with contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep_checkpoints)) as saved:
         step = saved.latest_step() or 0
         summary = workdir / "summary.json"
