@@ -4,9 +4,9 @@
     python -m experiments.predict photos/ 'more/*.png' --weights=runs/nfnet_cifar10 --json
     curl -s URL | python -m experiments.predict - --model=nfnet_f0 --weights=F0_haiku.npz
 
-An IMAGE is a file, a folder, a pattern, or ``-`` for standard input: an image, or paths, one a line.
-Exit codes: 0; 1, something cannot be used, and one line says what (an image that cannot be read is
-passed over when there are more).
+An IMAGE is a file, a folder, a pattern, or ``-`` for standard input: an image, or paths, one a
+line. Exit codes: 0; 1, something cannot be used, and one line says what. An image that cannot be
+read does not keep the others from being classified.
 """
 
 import argparse
@@ -152,12 +152,9 @@ def classify(
                 pictures.append(picture)
         if any(pictures):
             probabilities = classifier(images)
-        for index, picture in enumerate(pictures):
-            yield (
-                part[index],
-                picture,
-                likeliest(classifier, probabilities[index]) if picture else [],
-            )
+        for index, shown in enumerate(pictures):
+            classes = likeliest(classifier, probabilities[index]) if shown else []
+            yield part[index], shown, classes
 
 
 def likeliest(classifier: Classifier, probabilities: np.ndarray) -> list[Likely]:

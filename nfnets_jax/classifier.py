@@ -20,7 +20,7 @@ from nfnets_jax.training.workdir import read_run
 from nfnets_jax.weights.fitting import Fit
 from nfnets_jax.weights.published import Tree
 
-# Published evaluation cuts off so many pixels (NFNets, section 6.1); small images have none to give.
+# As the ImageNet configurations evaluate; small images have none to give.
 _MARGIN = 32
 _PHOTOGRAPH = 96
 
@@ -78,9 +78,9 @@ class Classifier:
         """
         mean, std = normalization(data)
         self.view = View(**dataclasses.asdict(crop), channels=len(mean))
-        model = create_model(name, precision=precision)
         images = jnp.zeros((1, 1, 1, len(mean)))
         self.num_classes = Fit(name, {}).num_classes(params)
+        model = create_model(name, self.num_classes, precision=precision)
         if class_names is not None and len(class_names) != self.num_classes:
             raise InputError(
                 f"{len(class_names)} class names for a network of {self.num_classes} classes"
