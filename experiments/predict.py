@@ -78,7 +78,7 @@ def main() -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {error.filename or 'output'}: {error.strerror}")
     sys.exit(1 if unreadable else 0)
 
 

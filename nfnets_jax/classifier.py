@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import jax
@@ -13,7 +14,7 @@ from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.examples import CenterCrop
 from nfnets_jax.data.sources import imagenet_classes, normalization
 from nfnets_jax.errors import InputError
-from nfnets_jax.models.registry import create_model
+from nfnets_jax.models.registry import Model, create_model
 from nfnets_jax.pretrained import load_pretrained
 from nfnets_jax.training import objective, step
 from nfnets_jax.training.workdir import read_run
@@ -56,40 +57,36 @@ class Classifier:
 
     def __init__(
         self,
-        name: str,
+        model: Model,
         params: Tree,
         crop: CenterCrop,
         data: str,
         class_names: Sequence[str] | None = None,
-        precision: str = "float32",
     ):
         """Takes the parameters to the devices.
 
         Args:
-          name: of the model.
+          model: the network.
           params: of the model.
           crop: the part of a picture that it is shown.
           data: the dataset whose pixels' mean and standard deviation the network knows.
           class_names: as in ``Attributes``.
-          precision: what is computed in.
 
         Raises:
           InputError: the names are not as many as the classes.
         """
         mean, std = normalization(data)
         self.view = View(**dataclasses.asdict(crop), channels=len(mean))
-        images = jnp.zeros((1, 1, 1, len(mean)))
-        self.num_classes = Fit(name, {}).num_classes(params)
-        model = create_model(name, self.num_classes, precision=precision)
+        self.num_classes = model.num_classes
         if class_names is not None and len(class_names) != self.num_classes:
             raise InputError(
                 f"{len(class_names)} class names for a network of {self.num_classes} classes"
             )
         self.class_names = None if class_names is None else tuple(class_names)
         self.devices = jax.local_devices()
-        self._weights = step.replicate(
-            jax.jit(lambda params: model.prepare(params, images))(params), self.devices
-        )
+        images = jnp.zeros((1, 1, 1, self.view.channels))
+        weights = jax.jit(lambda params: model.prepare(params, images))(params)
+        self._weights = step.replicate(weights, self.devices)
 
         def probabilities(weights: object, images: jax.Array) -> jax.Array:
             pixels = objective.normalize(images, mean, std)
@@ -139,20 +136,24 @@ def open_classifier(
       InputError: as ``load_pretrained``, or no model is named, or the names are not as many as the
         classes.
     """
+    overrides: dict[str, Any] = {}
     if weights is not None and Path(weights).is_dir():
         run = read_run(Path(weights))
-        model = model or str(run.config["model"]["name"])
-        data = run.config["data"]
+        name, data = run.config["model"]["name"], run.config["data"]
+        if model not in (None, name):
+            raise InputError(f"{weights} is a run of {name}, not of {model}")
+        model, data_name, class_names = name, data["name"], class_names or run.class_names
+        overrides = {field: x for field, x in run.config["model"].items() if field != "name"}
         crop = CenterCrop(size or data["test_image_size"], data["test_margin"], data["test_crop"])
-        name, class_names = data["name"], class_names or run.class_names
-        params = load_pretrained(model, weights)
     else:
         if model is None:
             raise InputError("no model is named: give --model, such as nfnet_f0")
-        params = load_pretrained(model, weights)
         size = size or create_model(model).config.test_size
         crop = CenterCrop(size, _MARGIN if size > _PHOTOGRAPH else 0)
-        name = "tfds:imagenet2012"
-        if class_names is None and Fit(model, {}).num_classes(params) == len(imagenet_classes()):
-            class_names = imagenet_classes()
-    return Classifier(model, params, crop, name, class_names, precision)
+        data_name = "tfds:imagenet2012"
+    params = load_pretrained(model, weights, **overrides)
+    num_classes = Fit(model, overrides).num_classes(params)
+    if class_names is None and num_classes == 1000:
+        class_names = imagenet_classes()
+    built = create_model(model, num_classes, precision=precision, **overrides)
+    return Classifier(built, params, crop, data_name, class_names)
