@@ -27,6 +27,7 @@ from pathlib import Path
 
 import rich.progress
 
+from nfnets_jax.data.sources import imagenet_classes
 from nfnets_jax.errors import InputError
 
 _SHARD_BYTES = 2**27
@@ -95,7 +96,7 @@ def imagenet(tars: Path, data_dir: Path) -> Path:
     import tensorflow_datasets as tfds
 
     facts = tfds.core.tfds_path("datasets/imagenet2012")
-    classes = (facts / "labels.txt").read_text().split()
+    classes = imagenet_classes()
     validation = (facts / "validation_labels.txt").read_text().split()
     features = tfds.features.FeaturesDict(
         {

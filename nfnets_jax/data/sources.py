@@ -17,7 +17,7 @@ import numpy as np
 import rich.progress
 
 from nfnets_jax.data.decoding import Picture
-from nfnets_jax.errors import InputError
+from nfnets_jax.errors import InputError, nearest
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,7 +31,7 @@ _STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = Mapping
 )
 # Splits of no more bytes than this, decoded, are held in memory.
 _IN_MEMORY = 2**29
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
 class Record(TypedDict):
@@ -104,8 +104,41 @@ def open_dataset(
         raise InputError(
             f"no dataset {name!r}; data.name is digits, tfds:NAME, folder or synthetic"
         )
-    mean, std = _STATISTICS.get(name, (_IMAGENET_MEAN, _IMAGENET_STD))
+    mean, std = normalization(name)
     return Dataset(train, test, classes, len(mean), mean, std)
+
+
+def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, of pixels in [0, 1], by a dataset's name."""
+    return _STATISTICS.get(name, (_IMAGENET_MEAN, _IMAGENET_STD))
+
+
+def open_split(
+    name: str, directory: str = "", split: str = "", size: int = 32
+) -> tuple[Source, tuple[str, ...]]:
+    """Opens what is to be evaluated on: records, and the class names in the order of the labels.
+
+    Args:
+      name, directory, size: as ``open_dataset`` has them; of a ``folder``, all of it is taken.
+      split: such as ``train`` or ``validation``; without it, what training is tested on.
+
+    Raises:
+      InputError: no such dataset or split, or nothing to read where it should be.
+    """
+    if name.startswith("tfds:"):
+        builder = _tfds_builder(name.removeprefix("tfds:"), directory)
+        split = split or _test_split(builder) or "train"
+        if split not in builder.info.splits:
+            raise InputError(
+                f"{name} has no split {split!r}; {nearest(split, builder.info.splits)}"
+            )
+        source = _tfds_split(builder, split, directory)
+        return source, tuple(builder.info.features["label"].names)
+    dataset = open_dataset(name, directory, size=size)
+    sources = {"train": dataset.train, "test": dataset.test or dataset.train}
+    if (split or "test") not in sources:
+        raise InputError(f"{name} has no split {split!r}; there are {', '.join(sources)}")
+    return sources[split or "test"], dataset.class_names
 
 
 Parts = tuple[Source, Source | None, tuple[str, ...]]
@@ -215,12 +248,12 @@ def _image_files(directory: str, names: tuple[str, ...], field: str) -> FolderSo
             files += [
                 (str(path), label)
                 for path in sorted(folder.iterdir())
-                if path.suffix.lower() in _IMAGE_SUFFIXES
+                if path.suffix.lower() in IMAGE_SUFFIXES
             ]
     if not files:
         raise InputError(
             f"no images in the {len(names)} folders of {directory}: {field} takes a folder that "
-            f"holds one folder a class of {', '.join(sorted(_IMAGE_SUFFIXES))} files"
+            f"holds one folder a class of {', '.join(sorted(IMAGE_SUFFIXES))} files"
         )
     return FolderSource(tuple(files))
 
@@ -268,11 +301,22 @@ def _in_memory(source: TFDSSource, shape: tuple[int, int, int]) -> ArraySource:
 
 
 def _tfds(name: str, directory: str) -> Parts:
+    builder = _tfds_builder(name, directory)
+    test = _test_split(builder)
+    return (
+        _tfds_split(builder, "train", directory),
+        _tfds_split(builder, test, directory) if test else None,
+        tuple(builder.info.features["label"].names),
+    )
+
+
+def _tfds_builder(name: str, directory: str) -> Any:
+    """What TFDS knows of a dataset that is prepared and has images and labels."""
     import tensorflow_datasets as tfds
 
     if directory and not os.path.isdir(directory):
         raise InputError(f"no folder {directory}: data.dir takes the data directory of TFDS")
-    where = directory or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    where = _tfds_directory(directory)
     try:
         builder = tfds.builder(name, data_dir=directory or None)
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
@@ -282,27 +326,43 @@ def _tfds(name: str, directory: str) -> Parts:
             f"dataset {name!r} is not prepared in {where}: data.dir takes the folder that holds "
             f"{name}/"
         )
-    test = next((split for split in ("test", "validation") if split in builder.info.splits), None)
     features = builder.info.features
     if "image" not in features or "label" not in features:
         raise InputError(
             f"dataset {name!r} has {', '.join(features)}; training needs an image and a label"
         )
+    return builder
 
-    shape = features["image"].shape
 
-    def split(which: str) -> Source:
-        try:
-            records = builder.as_data_source(which, decoders={"image": tfds.decode.SkipDecoding()})
-        except NotImplementedError as error:
-            raise InputError(
-                f"dataset {name!r} in {where} is TFRecord, which cannot be read at any position; "
-                f"this makes ArrayRecord of it: python -m experiments.prepare {name} "
-                f"--tfrecords={where} --data_dir=ANOTHER_FOLDER"
-            ) from error
-        source = TFDSSource(name, which, records)
-        small = None not in shape and len(source) * math.prod(shape) <= _IN_MEMORY
-        return _in_memory(source, shape) if small else source
+def imagenet_classes() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet's 1000 classes in the order of the labels, as TFDS has them."""
+    import tensorflow_datasets as tfds
 
-    classes = tuple(features["label"].names)
-    return split("train"), split(test) if test else None, classes
+    return tuple(tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split())
+
+
+def _tfds_directory(directory: str) -> str:
+    return directory or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+
+
+def _test_split(builder: Any) -> str | None:
+    return next((split for split in ("test", "validation") if split in builder.info.splits), None)
+
+
+def _tfds_split(builder: Any, split: str, directory: str) -> Source:
+    """Held in memory, decoded, if it is small."""
+    import tensorflow_datasets as tfds
+
+    name, shape = builder.name, builder.info.features["image"].shape
+    try:
+        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        where = _tfds_directory(directory)
+        raise InputError(
+            f"dataset {name!r} in {where} is TFRecord, which cannot be read at any position; "
+            f"this makes ArrayRecord of it: python -m experiments.prepare {name} "
+            f"--tfrecords={where} --data_dir=ANOTHER_FOLDER"
+        ) from error
+    source = TFDSSource(name, split, records)
+    small = None not in shape and len(source) * math.prod(shape) <= _IN_MEMORY
+    return _in_memory(source, shape) if small else source

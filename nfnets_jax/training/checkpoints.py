@@ -164,14 +164,12 @@ def read_params(run: Path, average: bool) -> dict[str, dict[str, np.ndarray]]:
     part = "ema_params" if average else "params"
     directory = (run / "state").absolute()
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            saved = reader.metadata(directory).item_metadata.tree[part]
-            template = {part: jax.tree.map(lambda _: np.empty(0), saved)}
-            as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
-            wanted = ocp.args.PyTreeRestore(
-                item=template, restore_args=as_arrays, partial_restore=True
-            )
-            return reader.restore(directory, args=wanted)[part]
+        reader = ocp.PyTreeCheckpointHandler()
+        saved = reader.metadata(directory).tree[part]
+        template = {part: jax.tree.map(lambda _: np.empty(0), saved)}
+        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
+        wanted = ocp.args.PyTreeRestore(item=template, restore_args=as_arrays, partial_restore=True)
+        return reader.restore(directory, args=wanted)[part]
     # What Orbax and the storage below it raise of a damaged file is a dozen kinds of errors.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]

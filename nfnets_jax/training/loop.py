@@ -31,7 +31,7 @@ from nfnets_jax.training.step import (
     replicate,
     transfer,
 )
-from nfnets_jax.training.workdir import claim
+from nfnets_jax.training.workdir import claim, note_classes
 
 # Steps that may be under way on the devices while the host prepares the next.
 _STEPS_AHEAD = 2
@@ -70,6 +70,7 @@ def train(
     """
     plan = make_plan(config)
     claim(workdir, config)
+    note_classes(workdir, plan.dataset.class_names)
     summary = workdir / "summary.json"
     with contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep_checkpoints)) as saved:
         step = saved.latest_step() or 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nfnets_jax.data.decoding import Picture
-from nfnets_jax.data.sources import Record, open_dataset
+from nfnets_jax.data.sources import Record, imagenet_classes, open_dataset, open_split
 from nfnets_jax.errors import InputError
 
 
@@ -95,3 +95,25 @@ def test_datasets_that_are_not_there_are_refused(tmp_path: Path) -> None:
         open_dataset("tfds:cifar11", str(tmp_path))
     with pytest.raises(InputError, match="no folder .*data.dir takes the data directory of TFDS"):
         open_dataset("tfds:cifar10", str(tmp_path / "x"))
+
+
+def test_a_split_is_opened_alone(shared: Path) -> None:
+    directory = str(shared / "data" / "tfds")
+    source, names = open_split("tfds:cifar10", directory)
+    assert (len(source), names[3]) == (10_000, "cat")
+    with pytest.raises(InputError, match="tfds:cifar10 has no split 'tests'; nearest: test"):
+        open_split("tfds:cifar10", directory, "tests")
+
+
+def test_splits_of_what_needs_no_files(tmp_path: Path) -> None:
+    write_image(tmp_path / "a" / "1.png", np.zeros((2, 2, 3), np.uint8))
+    assert [len(open_split("digits", split=split)[0]) for split in ("", "train")] == [360, 1437]
+    source, names = open_split("folder", str(tmp_path))
+    assert (len(source), names) == (1, ("a",))
+    with pytest.raises(InputError, match="digits has no split 'validation'; there are train, test"):
+        open_split("digits", split="validation")
+
+
+def test_imagenets_classes_are_in_the_order_of_the_labels() -> None:
+    names = imagenet_classes()
+    assert (len(names), names[0], names[-1]) == (1000, "n01440764", "n15075141")

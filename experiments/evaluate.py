@@ -1,0 +1,194 @@
+"""Evaluates a classifier on a folder of folders of images, or on a split that TFDS prepared.
+
+    python -m experiments.evaluate --model=nfnet_f0 --data.dir=imagenet/val
+    python -m experiments.evaluate --weights=runs/nfnet_cifar10 --data.split=test --json
+
+Top-1, top-5, accuracy of each class, expected calibration error, images a second. A run knows its
+model and its data. Exit codes: 0; 1, something cannot be used, and one line says what.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+
+from experiments.predict import read_names
+from nfnets_jax.classifier import Classifier, open_classifier
+from nfnets_jax.data.pipeline import Reader, check_readable, eval_batches
+from nfnets_jax.data.sources import Source, open_split
+from nfnets_jax.data.unreadable import Unreadable
+from nfnets_jax.errors import InputError, WorkerError, nearest
+from nfnets_jax.evaluation import Tally
+from nfnets_jax.training.workdir import read_run
+
+# Of the classes, how many are shown that are told apart worst.
+_WORST = 5
+
+
+def main() -> None:
+    """Evaluates what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="such as nfnet_f0; a run knows its own")
+    parser.add_argument("--weights", help="file, run or URL; the published parameters by default")
+    parser.add_argument("--data.name", dest="name", help="folder, tfds:NAME, digits, synthetic")
+    parser.add_argument("--data.dir", dest="dir", default="", help="as for experiments.run")
+    parser.add_argument("--data.split", dest="split", default="", help="such as validation")
+    parser.add_argument("--data.num_workers", dest="workers", type=int, default=0)
+    parser.add_argument("--data.max_unreadable", dest="max_unreadable", type=float, default=0.001)
+    parser.add_argument("--classes", type=Path, help="a file of class names, one a line")
+    parser.add_argument("--size", type=int, help="side of the images, pixels")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--precision", default="float32", help="or bfloat16")
+    parser.add_argument("--json", action="store_true", help="one JSON object, with every class")
+    arguments = parser.parse_args()
+    try:
+        if arguments.batch_size < 1:
+            raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")
+        source, names = _data(arguments)
+        classifier = open_classifier(
+            arguments.model,
+            arguments.weights,
+            class_names=read_names(arguments.classes),
+            size=arguments.size,
+            precision=arguments.precision,
+        )
+        labels = label_map(names, classifier)
+        figures = evaluate(
+            classifier,
+            source,
+            labels,
+            arguments.batch_size,
+            workers=arguments.workers,
+            max_unreadable=arguments.max_unreadable,
+        )
+    except (InputError, WorkerError) as error:
+        sys.exit(f"error: {error}")
+    print(json.dumps(figures) if arguments.json else as_text(figures))
+
+
+def _data(arguments: argparse.Namespace) -> tuple[Source, tuple[str, ...]]:
+    """What to evaluate on; a run's own data where nothing else is named."""
+    name, directory = arguments.name, arguments.dir
+    if not name and not directory and arguments.weights and Path(arguments.weights).is_dir():
+        data = read_run(Path(arguments.weights)).config["data"]
+        name, size = data["name"], data["test_image_size"]
+        directory = data["test_dir"] or data["dir"]
+        return open_split(name, directory, arguments.split, size)
+    return open_split(name or "folder", directory, arguments.split, arguments.size or 32)
+
+
+def label_map(names: Sequence[str], classifier: Classifier) -> np.ndarray:
+    """``[K]`` labels of the classifier for those of the data, found by the classes' names.
+
+    Raises:
+      InputError: the data have classes that the classifier does not know.
+    """
+    if classifier.class_names is None:
+        if len(names) != classifier.num_classes:
+            raise InputError(
+                f"the data have {len(names)} classes and the classifier {classifier.num_classes}, "
+                "whose names are not known: give --classes, a file of names, one a line"
+            )
+        return np.arange(len(names))
+    places = {name: label for label, name in enumerate(classifier.class_names)}
+    unknown = [name for name in names if name not in places]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
+        raise InputError(
+            f"the classifier does not know the class {unknown[0]!r}{more}; "
+            f"{nearest(unknown[0], classifier.class_names[:20])}"
+        )
+    return np.array([places[name] for name in names])
+
+
+def evaluate(
+    classifier: Classifier,
+    source: Source,
+    labels: np.ndarray,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    max_unreadable: float = 0.001,
+) -> dict[str, Any]:
+    """Figures over all of the source.
+
+    Args:
+      classifier: what is evaluated.
+      source: what on.
+      labels: as ``label_map`` gives them.
+      batch_size: over all devices.
+      workers: processes that read images; 0 reads in threads.
+      max_unreadable: share of the images beyond which the evaluation ends.
+
+    Returns:
+      ``Tally.summary``, ``images_per_second`` without the first batch, in which the network is
+      compiled (None if there is no other), ``unreadable``, and ``classes``:
+      ``{name: {"top1", "examples"}}``.
+
+    Raises:
+      InputError: too many images cannot be read, or all of the first few.
+      WorkerError: processes that read images keep dying.
+    """
+    check_readable(source)
+    console = rich.console.Console(stderr=True)
+    account = Unreadable("images", len(source), max_unreadable, _tell)
+    tally = Tally(classifier.num_classes)
+    batches = eval_batches(source, classifier.view, classifier.view.channels, batch_size)
+    begun: tuple[float, int] | None = None
+    with contextlib.closing(Reader(batches, 0, workers, tell=_tell)) as reader:
+        for batch in rich.progress.track(
+            reader,
+            "evaluating",
+            total=batches.count,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ):
+            account.add(batch["unreadable"])
+            counted = batch["mask"] > 0
+            probabilities = classifier(batch["image"])
+            tally.add(probabilities[counted], labels[batch["label"][counted]])
+            begun = begun or (time.monotonic(), tally.examples)
+    seconds, rest = (time.monotonic() - begun[0], tally.examples - begun[1]) if begun else (0.0, 0)
+    return {
+        **tally.summary(),
+        "images_per_second": round(rest / seconds, 1) if rest else None,
+        "device": f"{len(classifier.devices)} x {jax.devices()[0].device_kind}",
+        "unreadable": len(account.names),
+        "classes": {
+            classifier.name(label): {"top1": top1, "examples": examples}
+            for label, (top1, examples) in tally.per_class().items()
+        },
+    }
+
+
+def as_text(figures: dict[str, Any]) -> str:
+    """The figures for people to read, of the classes the worst few."""
+    rate = figures["images_per_second"]
+    lines = [
+        f"top-1 {figures['top1']:.2%}  top-5 {figures['top5']:.2%}  "
+        f"ECE {figures['ece']:.2%}  {figures['examples']} images",
+        f"{rate} images/s, {figures['device']}" if rate else "one batch: no rate",
+    ]
+    worst = sorted(figures["classes"].items(), key=lambda item: item[1]["top1"])[:_WORST]
+    lines += [f"  {c['top1']:7.2%} of {c['examples']:5}  {name}" for name, c in worst]
+    return "\n".join(lines)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Classifies images: the five likeliest classes of each.
+
+    python -m experiments.predict photo.jpg --model=nfnet_f0
+    python -m experiments.predict photos/ 'more/*.png' --weights=runs/nfnet_cifar10 --json
+    curl -s URL | python -m experiments.predict - --model=nfnet_f0 --weights=F0_haiku.npz
+
+An IMAGE is a file, a folder, a pattern, or ``-`` for standard input: an image, or paths, one a
+line. Exit codes: 0; 1, something cannot be used, and one line says what. An image that cannot be
+read does not keep the others from being classified.
+"""
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import rich.console
+import rich.progress
+from matplotlib.figure import Figure
+
+from nfnets_jax.classifier import Classifier, open_classifier
+from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.sources import IMAGE_SUFFIXES
+from nfnets_jax.errors import InputError, UnreadableImageError
+
+_TOP = 5
+
+
+class Likely(NamedTuple):
+    """A class and how likely it is."""
+
+    label: int
+    name: str
+    probability: float
+
+
+class Sighted(NamedTuple):
+    """An image, not read yet: a file or the content of one."""
+
+    name: str
+    image: Path | bytes
+
+
+def main() -> None:
+    """Classifies what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--model", help="such as nfnet_f0; a run knows its own")
+    parser.add_argument("--weights", help="file, run or URL; the published parameters by default")
+    parser.add_argument("--classes", type=Path, help="a file of class names, one a line")
+    parser.add_argument("--size", type=int, help="side of the images, pixels")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--json", action="store_true", help="one JSON object an image")
+    parser.add_argument("--save", type=Path, help="folder for pictures with the classes drawn")
+    arguments = parser.parse_args()
+    try:
+        if arguments.batch_size < 1:
+            raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")
+        sighted = list(find(arguments.images))
+        names = read_names(arguments.classes)
+        classifier = open_classifier(
+            arguments.model, arguments.weights, class_names=names, size=arguments.size
+        )
+        unreadable = 0
+        for image, picture, classes in classify(classifier, sighted, arguments.batch_size):
+            if picture is None:
+                unreadable += 1
+                continue
+            print(as_json(image, classes) if arguments.json else as_table(image, classes))
+            if arguments.save:
+                draw(picture, classes, arguments.save, image.name)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'output'}: {error.strerror}")
+    sys.exit(1 if unreadable else 0)
+
+
+def find(arguments: Iterable[str]) -> Iterator[Sighted]:
+    """The images that the arguments name.
+
+    Raises:
+      InputError: one names none.
+    """
+    for argument in arguments:
+        path = Path(argument)
+        if argument == "-":
+            yield from _standard_input()
+        elif path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not files:
+                raise InputError(f"no images in {path}: {', '.join(sorted(IMAGE_SUFFIXES))} files")
+            yield from (Sighted(str(file), file) for file in files)
+        elif path.is_file():
+            yield Sighted(argument, path)
+        elif files := [Path(name) for name in sorted(glob.glob(argument, recursive=True))]:
+            yield from (Sighted(str(file), file) for file in files if file.is_file())
+        else:
+            raise InputError(f"no such image: {argument}")
+
+
+def _standard_input() -> Iterator[Sighted]:
+    content = sys.stdin.buffer.read()
+    try:
+        lines = content.decode("utf-8").split("\n") if b"\0" not in content else None
+    except UnicodeDecodeError:
+        lines = None
+    if lines is None:
+        yield Sighted("standard input", content)
+        return
+    paths = [line.strip() for line in lines if line.strip() not in ("", "-")]
+    if not paths:
+        raise InputError("nothing on standard input: it takes an image, or paths, one a line")
+    yield from find(paths)
+
+
+def classify(
+    classifier: Classifier, sighted: Sequence[Sighted], batch_size: int
+) -> Iterator[tuple[Sighted, Picture | None, list[Likely]]]:
+    """Each image with its likeliest classes, or with no picture if it could not be read.
+
+    Of those a line on standard error tells, and the progress shows there too where there are many.
+    """
+    batch_size = min(batch_size, len(sighted))
+    console = rich.console.Console(stderr=True)
+    starts = rich.progress.track(
+        range(0, len(sighted), batch_size),
+        "classifying",
+        console=console,
+        transient=True,
+        disable=len(sighted) <= batch_size or not console.is_terminal,
+    )
+    for start in starts:
+        part = sighted[start : start + batch_size]
+        size = classifier.view.size
+        images = np.zeros((batch_size, size, size, classifier.view.channels), np.uint8)
+        pictures: list[Picture | None] = []
+        for index, image in enumerate(part):
+            try:
+                picture = Picture(image.image, image.name)
+                images[index] = classifier.view(picture)
+            except UnreadableImageError as error:
+                print(f"error: {error}", file=sys.stderr)
+                pictures.append(None)
+            else:
+                pictures.append(picture)
+        if any(pictures):
+            probabilities = classifier(images)
+        for index, shown in enumerate(pictures):
+            classes = likeliest(classifier, probabilities[index]) if shown else []
+            yield part[index], shown, classes
+
+
+def likeliest(classifier: Classifier, probabilities: np.ndarray) -> list[Likely]:
+    """The first few of ``[num_classes]`` probabilities, in falling order."""
+    order = np.argsort(-probabilities, kind="stable")[:_TOP].tolist()
+    return [Likely(k, classifier.name(k), float(probabilities[k])) for k in order]
+
+
+def as_table(image: Sighted, classes: Sequence[Likely]) -> str:
+    """The image's name, and below it a line a class."""
+    return "\n".join([image.name, *(f"  {c.probability:7.2%}  {c.name}" for c in classes)])
+
+
+def as_json(image: Sighted, classes: Sequence[Likely]) -> str:
+    """One line."""
+    return json.dumps({"image": image.name, "classes": [c._asdict() for c in classes]})
+
+
+def draw(picture: Picture, classes: Sequence[Likely], folder: Path, name: str) -> Path:
+    """Saves the picture with its classes beside it as a PNG of the same name; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    pixels = picture.pixels()
+    left.imshow(pixels, cmap="gray" if pixels.shape[2] == 1 else None)
+    left.set_axis_off()
+    right.barh([c.name for c in classes][::-1], [c.probability for c in classes][::-1])
+    right.set(xlim=(0, 1), xlabel="probability")
+    path = folder / f"{Path(name).stem}.png"
+    number = 2
+    while path.exists():
+        path = folder / f"{Path(name).stem}-{number}.png"
+        number += 1
+    figure.savefig(path)
+    return path
+
+
+def read_names(path: Path | None) -> tuple[str, ...] | None:
+    """Class names, one a line; None if there is no file to read."""
+    if path is None:
+        return None
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"class names in {path} cannot be read: {reason}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""How right a classifier is, and how well it knows."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts over examples, added batch by batch.
+
+    Attributes:
+      num_classes: of the classifier.
+      bins: of confidence, equally wide, that the calibration error is taken over.
+    """
+
+    num_classes: int
+    bins: int = 15
+
+    def __post_init__(self) -> None:
+        self._right = np.zeros((2, self.num_classes), np.int64)  # Top-1 and top-5, by true class.
+        self._examples = np.zeros(self.num_classes, np.int64)
+        self._in_bin = np.zeros(self.bins, np.int64)
+        self._bin_confidence = np.zeros(self.bins)
+        self._bin_right = np.zeros(self.bins)
+
+    def add(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
+        """Takes examples into account.
+
+        Args:
+          probabilities: ``[N, num_classes]``.
+          labels: ``[N]`` integers.
+        """
+        # Equal probabilities rank by their position.
+        ranking = np.argsort(-probabilities, axis=1, kind="stable")
+        hits = ranking == labels[:, None]
+        for row, k in enumerate((1, 5)):
+            np.add.at(self._right[row], labels, hits[:, :k].any(axis=1))
+        np.add.at(self._examples, labels, 1)
+        confidence = probabilities.max(axis=1)
+        # Bins are open below and closed above.
+        bin_of = np.clip(np.ceil(confidence * self.bins).astype(int) - 1, 0, self.bins - 1)
+        np.add.at(self._in_bin, bin_of, 1)
+        np.add.at(self._bin_confidence, bin_of, confidence)
+        np.add.at(self._bin_right, bin_of, hits[:, 0])
+
+    @property
+    def examples(self) -> int:
+        """How many have been added."""
+        return int(self._examples.sum())
+
+    def summary(self) -> dict[str, Any]:
+        """``examples``, ``top1``, ``top5`` and ``ece``, as fractions of 1.
+
+        The expected calibration error is the mean over examples of the distance between their
+        bin's mean confidence and its accuracy (Guo et al. 2017, arXiv:1706.04599, section 2).
+        """
+        count = max(1, self.examples)
+        return {
+            "examples": self.examples,
+            "top1": float(self._right[0].sum() / count),
+            "top5": float(self._right[1].sum() / count),
+            "ece": float(np.abs(self._bin_confidence - self._bin_right).sum() / count),
+        }
+
+    def per_class(self) -> dict[int, tuple[float, int]]:
+        """Top-1 accuracy and number of examples, of each class that has any."""
+        return {
+            label: (float(self._right[0, label] / examples), int(examples))
+            for label, examples in enumerate(self._examples.tolist())
+            if examples
+        }

@@ -1,0 +1,188 @@
+import io
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nfnets_jax
+from experiments import evaluate, predict
+from experiments.configs import nfnet_digits
+from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.training import loop
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilation for all eight takes longer than what is tested here."""
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run that has learned a little."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = nfnet_digits.get_config()
+    config.update({"num_steps": 250, "batch_size": 64, "num_devices": 1})
+    with config.unlocked():  # A network that is compiled soon.
+        config.model.update(width=(32,), depth=(1,), strides=(1,), stem=((16, 1),), group_size=16)
+    loop.train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits as files, a folder each, named as the classes are."""
+    folder = tmp_path_factory.mktemp("photos")
+    test = open_dataset("digits").test
+    assert test is not None
+    for index in range(40):
+        record = test[index]
+        (folder / str(record["label"])).mkdir(exist_ok=True)
+        assert isinstance(record["image"], np.ndarray)
+        cv2.imwrite(str(folder / str(record["label"]) / f"{index}.png"), record["image"])
+    return folder
+
+
+def test_a_run_classifies_files(
+    digits_run: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*arguments: object) -> tuple[int, str]:
+        argv = ["predict", f"--weights={digits_run}", "--batch_size=16", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            predict.main()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, capsys.readouterr().out
+
+    code, output = run(photos, "--json")
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert code == 0
+    assert [line["image"] for line in lines] == sorted(map(str, photos.rglob("*.png")))
+    for line in lines:
+        likely = [c["probability"] for c in line["classes"]]
+        assert likely == sorted(likely, reverse=True)
+        assert len(likely) == 5
+        assert all(c["name"] == str(c["label"]) for c in line["classes"])
+    right = [line["classes"][0]["name"] == Path(line["image"]).parent.name for line in lines]
+    assert np.mean(right) > 0.6
+
+    files = sorted(photos.rglob("*.png"))
+    assert [image.name for image in predict.find([f"{photos}/*/*.png"])] == list(map(str, files))
+    one = files[0]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(one.read_bytes())))
+    first = json.loads(run("-", "--json")[1])
+    assert [c["name"] for c in first["classes"]] == [c["name"] for c in lines[0]["classes"]]
+
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG no more")  # Passed over, but told.
+    paths = f"{one}\n{tmp_path / 'bad.png'}\n{one}\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(paths)))
+    code, table = run("-", f"--save={tmp_path / 'drawn'}")
+    assert code == 1
+    assert table.splitlines()[0] == str(one)
+    assert len(table.splitlines()) == 12
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    assert [path.name for path in drawn] == [f"{one.stem}-2.png", f"{one.stem}.png"]
+    pixels = cv2.imread(str(drawn[0]))
+    assert pixels is not None
+    assert pixels.std() > 10
+
+
+def test_a_run_is_evaluated_as_it_evaluates_itself(
+    digits_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                sys, "argv", ["evaluate", f"--weights={digits_run}", *map(str, arguments)]
+            )
+            evaluate.main()
+        return capsys.readouterr().out
+
+    figures = json.loads(run("--json"))
+    summary = json.loads((digits_run / "summary.json").read_text())["test"]
+    assert figures["examples"] == summary["examples"] == 360
+    assert figures["top1"] == pytest.approx(summary["ema_top1"], abs=1e-6)
+    assert figures["top5"] == pytest.approx(summary["ema_top5"], abs=1e-6)
+    assert sum(c["examples"] for c in figures["classes"].values()) == 360
+    assert figures["images_per_second"] > 0
+    text = evaluate.as_text(figures)
+    assert text.startswith(f"top-1 {summary['ema_top1']:.2%}  top-5 ")
+    # Classes by name: seven of the ten are as many as are there.
+    for label in "012":
+        for path in (photos / label).iterdir():
+            path.rename(photos / "9" / f"{label}-{path.name}")
+        (photos / label).rmdir()
+    moved = json.loads(run(f"--data.dir={photos}", "--json"))
+    assert moved["examples"] == 40
+    assert set(moved["classes"]) == set("3456789")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with things that cannot be used."""
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("classes/a").mkdir(parents=True)
+    cv2.imwrite("classes/a/gray.png", np.full((20, 20), 99, np.uint8))
+    Path("text.png").write_text("not an image")
+    model = nfnets_jax.create_model("nfnet_micro", 10)
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    nfnets_jax.save_pretrained("ten.safetensors", params)
+
+
+MICRO = ("--model=nfnet_micro", "--weights=ten.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (predict, ("nowhere.jpg", *MICRO), "error: no such image: nowhere.jpg"),
+        (predict, ("*.gif", *MICRO), "error: no such image: *.gif"),
+        (predict, ("empty", *MICRO), "error: no images in empty: "),
+        (predict, ("text.png", *MICRO), "error: text.png: no image that OpenCV can decode"),
+        (predict, ("text.png", "--model=nfnet_9"), "error: no model 'nfnet_9'; nearest: "),
+        (predict, ("text.png", "--weights=ten.safetensors"), "error: no model is named"),
+        (predict, ("text.png", "--model=nfnet_micro", "--weights=x"), "error: x cannot be read"),
+        (predict, ("text.png", "--model=nfnet_micro", "--weights=text.png"), "error: text.png is "),
+        (predict, ("text.png", *MICRO, "--classes=text.png"), "error: 1 class names for a network"),
+        (evaluate, MICRO, "error: no data.dir: data.dir takes a folder"),
+        (evaluate, (*MICRO, "--data.dir=empty"), "error: no folders in empty"),
+        (evaluate, (*MICRO, "--data.dir=classes"), "error: the data have 1 classes and the class"),
+        (evaluate, (*MICRO, "--data.name=digit"), "error: no dataset 'digit'; data.name is"),
+        (
+            evaluate,
+            (*MICRO, "--data.name=digits", "--data.split=val"),
+            "error: digits has no split",
+        ),
+        (evaluate, ("--weights=empty",), "error: no config.json in empty"),
+    ],
+)
+@pytest.mark.usefixtures("files")
+def test_bad_input_ends_with_one_line(
+    command: object,
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        command.main()  # type: ignore[attr-defined]
+    told = capsys.readouterr().err
+    if isinstance(caught.value.code, str):  # Python itself prints it then, and exits with 1.
+        told += caught.value.code + "\n"
+    else:
+        assert caught.value.code == 1
+    assert told.startswith(message), told
+    assert told.count("\n") == 1
