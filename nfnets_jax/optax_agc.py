@@ -60,11 +60,8 @@ def adaptive_grad_clip(
     """
 
     def clip(path: Path, gradient: jax.Array, param: jax.Array) -> jax.Array:
-        axes = unit_axes(path, param) if unit_axes else None
-        if axes is None:
-            axes = _axes_by_rank(path, param)
-        gradient_norm = _norm(gradient, axes)
-        largest = clipping * jnp.maximum(_norm(param, axes), eps)
+        gradient_norm, weight_norm = _unit_norms(path, gradient, param, unit_axes)
+        largest = clipping * jnp.maximum(weight_norm, eps)
         # A gradient of norm 0 is below its bound; the 1e-6 only keeps 0 / 0 out of the branch not
         # taken, whose derivative would be NaN.
         scale = largest / jnp.maximum(gradient_norm, 1e-6)
@@ -83,6 +80,25 @@ def adaptive_grad_clip(
 
     transformation = optax.GradientTransformation(optax.init_empty_state, update)
     return transformation if mask is None else optax.masked(transformation, mask)
+
+
+def unit_ratios(
+    gradients: optax.Updates,
+    params: optax.Params,
+    eps: float = 1e-3,
+    unit_axes: UnitAxes | None = None,
+) -> Any:
+    """What ``adaptive_grad_clip`` compares with its ``clipping``, to be looked at.
+
+    Arguments are its own. Returns, in the form of the parameters, each unit's gradient norm over
+    its weight norm, float32 or wider, with axes of length 1 where norms were taken.
+    """
+
+    def ratio(path: Path, gradient: jax.Array, param: jax.Array) -> jax.Array:
+        gradient_norm, weight_norm = _unit_norms(path, gradient, param, unit_axes)
+        return gradient_norm / jnp.maximum(weight_norm, eps)
+
+    return jax.tree_util.tree_map_with_path(ratio, gradients, params)
 
 
 def sgd_agc(
@@ -159,6 +175,15 @@ def _is_classifier(path: Path) -> bool:
 
 def _name(path: Path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _unit_norms(
+    path: Path, gradient: jax.Array, param: jax.Array, unit_axes: UnitAxes | None
+) -> tuple[jax.Array, jax.Array]:
+    axes = unit_axes(path, param) if unit_axes else None
+    if axes is None:
+        axes = _axes_by_rank(path, param)
+    return _norm(gradient, axes), _norm(param, axes)
 
 
 def _axes_by_rank(path: Path, param: jax.Array) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from nfnets_jax.data.pipeline import Batches, Reader
 from nfnets_jax.data.unreadable import Unreadable
-from nfnets_jax.training import hosts, reporting
+from nfnets_jax.training import hosts, reporting, telemetry
 from nfnets_jax.training.checkpoints import Checkpoints
 from nfnets_jax.training.divergence import Diverged, Watch
 from nfnets_jax.training.memory import compile_update
@@ -174,8 +174,12 @@ def _train_steps(
             if save or _due(step, config.log_every):
                 taken = [fetch(metrics) for metrics in pending]
                 pending = []
+                looks = [metrics.pop("clipping", None) for metrics in taken]
                 figures = _mean(taken) | {"learning_rate": float(schedule(step - 1))}
                 report.train(step, figures | {"unreadable": len(train_account.names)})
+                for number, look in enumerate(looks, step - len(taken) + 1):
+                    if look is not None and number % config.look_every == 0:
+                        report.clipping(number, telemetry.named(look, host_state.params))
                 diverged = watch.first_divergence(step - len(taken) + 1, taken)
                 if diverged is not None:
                     index = batches.position - 1 - (step - diverged)

@@ -44,6 +44,7 @@ def compile_update(
             devices=plan.devices,
             micro_batch_size=size,
             sam=plan.sam,
+            look=plan.look,
         )
         compiled = update.lower(state, batch).compile()
         if _planned_bytes(compiled) <= available:

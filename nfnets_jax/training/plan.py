@@ -17,6 +17,7 @@ from nfnets_jax.training.divergence import ANSWERS
 from nfnets_jax.training.optimizers import create_optimizer
 from nfnets_jax.training.sharpness import SAM
 from nfnets_jax.training.step import TrainState, create_state
+from nfnets_jax.training.telemetry import Look
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Plan:
     model: Model
     optimizer: optax.GradientTransformation
     sam: SAM
+    look: Look | None
     train_batches: pipeline.Batches
     test_batches: pipeline.Batches | None
 
@@ -100,6 +102,9 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         dataset=dataset,
         model=build(num_classes=len(dataset.class_names)),
         optimizer=create_optimizer(config),
+        look=Look(config.look_every, config.optimizer.clipping, config.optimizer.clipping_eps)
+        if config.look_every and config.optimizer.clipping
+        else None,
         sam=SAM(config.optimizer.sam_rho, config.optimizer.sam_fraction),
         train_batches=pipeline.train_batches(
             dataset.train, augmentation, config.batch_size, config.seed, **processes

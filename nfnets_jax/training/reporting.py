@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 Row = dict[str, Any]
+# At most so often the curves are drawn anew between evaluations.
+_DRAW_SECONDS = 60
 
 
 class Reporter:
@@ -53,6 +55,7 @@ class Reporter:
             console=self._console,
             disable=not self._console.is_terminal,
         )
+        self._drawn = time.monotonic()
         self._task = self._bar.add_task("compiling", total=num_steps, completed=step)
         self._bar.start()
         self._start_clock(step)
@@ -96,6 +99,8 @@ class Reporter:
             f"{waited:.0%} waiting for data  {left} left"
         )
         self._bar.update(self._task, completed=step, description=line)
+        if now > self._drawn + _DRAW_SECONDS:
+            self._draw()
         if not self._console.is_terminal:
             self.say(f"step {step}/{self._num_steps}  {line}")
 
@@ -107,6 +112,11 @@ class Reporter:
             f"test at step {step}: loss {figures['loss']:.4f}  top-1 {figures['top1']:.2%}; moving "
             f"average: loss {figures['ema_loss']:.4f}  top-1 {figures['ema_top1']:.2%}"
         )
+
+    def clipping(self, step: int, figures: Mapping[str, float]) -> None:
+        """Reports to TensorBoard how hard each parameter was clipped at a step."""
+        for name, value in figures.items():
+            self._tensorboard.add_scalar(f"clipping/{name}", value, step)
 
     def say(self, message: str) -> None:
         """Prints a line."""
@@ -124,6 +134,7 @@ class Reporter:
         self._tensorboard.close()
 
     def _draw(self) -> None:
+        self._drawn = time.monotonic()
         if self._workdir:
             plot_curves(self.rows, self._workdir / "curves.png")
 

@@ -16,6 +16,7 @@ from nfnets_jax.models.convolution import in_loop
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective
 from nfnets_jax.training.sharpness import SAM, ascend
+from nfnets_jax.training.telemetry import Look
 
 _AXIS = "devices"
 
@@ -90,6 +91,7 @@ def make_update(
     devices: Sequence[jax.Device],
     micro_batch_size: int = 0,
     sam: SAM = SAM(),  # noqa: B008, it is immutable
+    look: Look | None = None,
 ) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
     """An update of replicated states by batches that are split over devices.
 
@@ -107,12 +109,13 @@ def make_update(
         for all of it. The gradient is the mean over the micro-batches, and the kernels are
         standardized once for all of them.
       sam: whether and how the gradient is taken at a worse place nearby.
+      look: when to look at the clipping; None for never.
 
     Returns:
       ``(state, batch) -> (state, metrics)``; the state given is donated. The batch comes from
       ``transfer`` and has ``image`` and ``label``; with ``other_label`` and ``share`` too, images
       are taken for mixtures. ``metrics`` has ``loss``, ``top1`` and ``grad_norm`` (before
-      clipping), equal on all devices.
+      clipping), equal on all devices; with ``look`` also ``clipping``, of ``telemetry.measure``.
     """
 
     def loss_fn(
@@ -162,7 +165,10 @@ def make_update(
         new_state = apply_gradients(
             optimizer, state._replace(model_state=model_state), grads, ema_decay
         )
-        return new_state, {**metrics, "grad_norm": grad_norm}
+        metrics = {**metrics, "grad_norm": grad_norm}
+        if look:
+            metrics["clipping"] = look(state.step + 1, grads, state.params)
+        return new_state, metrics
 
     return jax.pmap(update, axis_name=_AXIS, devices=devices, donate_argnums=0)
 

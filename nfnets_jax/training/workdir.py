@@ -16,6 +16,7 @@ _FREE_FIELDS = frozenset(
         "num_devices",
         "micro_batch_size",
         "log_every",
+        "look_every",
         "on_divergence",
         "eval_every",
         "checkpoint_every",

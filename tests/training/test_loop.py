@@ -263,3 +263,17 @@ def test_steps_are_profiled_on_request(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"profile of steps 2 to 3 in {tmp_path / 'profile'}" in capsys.readouterr().out
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
+
+
+def test_clipping_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, dict[str, float]] = {}
+    monkeypatch.setattr(
+        reporting.Reporter, "clipping", lambda self, step, figures: seen.update({step: figures})
+    )
+    changes = {"num_steps": 7, "look_every": 3, "log_every": 4, "eval_every": 0}
+    loop.train(tiny(**changes, checkpoint_every=0), tmp_path)
+    assert list(seen) == [3, 6]
+    for figures in seen.values():
+        assert figures["NFNet/~/linear/w/largest_ratio"] > 0
+        shares = [value for name, value in figures.items() if name.endswith("/clipped")]
+        assert 0 < max(shares) <= 1

@@ -1,0 +1,39 @@
+import jax
+import numpy as np
+import optax
+import pytest
+
+from nfnets_jax import optax_agc
+from nfnets_jax.training import telemetry
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "conv": {"w": RNG.standard_normal((3, 3, 4, 6), np.float32), "gain": np.ones(6, np.float32)},
+    "linear": {"w": RNG.standard_normal((5, 7), np.float32)},
+}
+GRADS = jax.tree.map(lambda p: 0.02 * RNG.standard_normal(p.shape, np.float32), PARAMS)
+
+
+def test_units_counted_as_clipped_are_those_that_clipping_changes() -> None:
+    clipping = 0.02
+    transformation = optax_agc.adaptive_grad_clip(clipping)
+    clipped, _ = transformation.update(GRADS, optax.EmptyState(), PARAMS)
+    measured = np.asarray(telemetry.measure(GRADS, PARAMS, clipping, 1e-3))
+    figures = telemetry.named(measured, PARAMS)
+    for module, name in (("conv", "w"), ("conv", "gain"), ("linear", "w")):
+        before, after = np.asarray(GRADS[module][name]), np.asarray(clipped[module][name])
+        unit = (0,) if before.ndim < 2 else tuple(range(before.ndim - 1))
+        changed = np.any(before != after, axis=unit)
+        assert figures[f"{module}/{name}/clipped"] == pytest.approx(np.mean(changed))
+    norms = np.linalg.norm(GRADS["linear"]["w"], axis=0) / np.linalg.norm(
+        PARAMS["linear"]["w"], axis=0
+    )
+    assert figures["linear/w/largest_ratio"] == pytest.approx(norms.max(), rel=1e-5)
+    assert figures["linear/w/median_ratio"] == pytest.approx(np.median(norms), rel=1e-5)
+
+
+def test_it_is_looked_at_every_so_many_steps() -> None:
+    look = jax.jit(telemetry.Look(3, 0.02, 1e-3))
+    assert [bool(np.any(look(step, GRADS, PARAMS))) for step in range(1, 7)] == [
+        step % 3 == 0 for step in range(1, 7)
+    ]
