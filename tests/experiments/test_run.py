@@ -50,6 +50,7 @@ def test_the_first_try_learns_the_digits(tmp_path: Path) -> None:
     assert str(tmp_path / "checkpoints" / "600") in result.stdout
 
 
+@pytest.mark.slow
 def test_f0_trains_on_photographs(shared: Path, tmp_path: Path) -> None:
     result = run(
         "--config=nfnet_f0",

@@ -2,7 +2,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,41 +142,41 @@ def test_bfloat16_computes_near_float32() -> None:
     np.testing.assert_allclose(half["logits"], full["logits"], atol=0.1 * np.std(full["logits"]))
 
 
-@pytest.mark.parametrize("looped_blocks", [1, 100])
+@functools.cache
+def loss_and_gradient(name: str, **overrides: Any) -> Any:
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    model = nfnets_jax.create_model(name, 10, stochastic_depth_rate=0.5, **SMALL[name], **overrides)
+    params, state = model.init(jax.random.key(0), images)
+    # A skip gain of zero would hide the branches.
+    params = jax.tree.map(lambda param: param + 0.5 if param.ndim == 0 else param, params)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params: Any) -> jax.Array:
+        outputs, _ = model.apply(params, state, jax.random.key(2), images, True)
+        return jnp.sum(jnp.square(outputs["logits"]))
+
+    return loss(params)
+
+
 @pytest.mark.parametrize(
-    ("name", "remat"),
+    ("name", "looped_blocks", "remat"),
     [
-        ("nfnet_micro", "none"),
-        ("nfnet_micro", "block"),
-        ("nfnet_micro", "full"),
-        ("nf_resnet50", "block"),
-        ("nf_regnet_b0", "full"),
+        ("nfnet_micro", 1, "none"),
+        ("nfnet_micro", 1, "block"),
+        ("nfnet_micro", 1, "full"),
+        ("nfnet_micro", 100, "full"),
+        ("nf_resnet50", 1, "block"),
+        ("nf_regnet_b0", 1, "full"),
     ],
 )
 def test_loops_and_rematerialization_change_nothing(
-    looped_blocks: int, name: str, remat: str
+    name: str, looped_blocks: int, remat: str
 ) -> None:
-    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-
-    def loss_and_gradient(**overrides: Any) -> Any:
-        model = nfnets_jax.create_model(
-            name, 10, stochastic_depth_rate=0.5, **SMALL[name], **overrides
-        )
-        params, state = model.init(jax.random.key(0), images)
-        # A skip gain of zero would hide the branches.
-        params = jax.tree.map(lambda param: param + 0.5 if param.ndim == 0 else param, params)
-
-        @jax.jit
-        @jax.value_and_grad
-        def loss(params: Any) -> jax.Array:
-            outputs, _ = model.apply(params, state, jax.random.key(2), images, True)
-            return jnp.sum(jnp.square(outputs["logits"]))
-
-        return loss(params)
-
-    expected = loss_and_gradient(looped_blocks=100, remat="none")
-    actual = loss_and_gradient(looped_blocks=looped_blocks, remat=remat)
-    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-6)
+    expected = loss_and_gradient(name, looped_blocks=100, remat="none")
+    actual = loss_and_gradient(name, looped_blocks=looped_blocks, remat=remat)
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("looped_blocks", [1, 100])

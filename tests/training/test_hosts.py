@@ -20,7 +20,7 @@ def get_config():
     config = recipes.small_images("nfnet_micro", "digits", size=8)
     config.model.update({"depth": (1,), "width": (16,), "strides": (1,), "group_size": 8})
     config.update({"batch_size": 16, "num_steps": 12, "log_every": 2})
-    config.update({"eval_every": 6, "checkpoint_every": 4})
+    config.update({"eval_every": 6, "checkpoint_every": 4, "look_every": 0})
     return config
 """
 

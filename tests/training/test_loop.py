@@ -23,7 +23,7 @@ def tiny(**changes: Any) -> ConfigDict:
     config = recipes.small_images("nfnet_micro", "digits", size=8)
     config.model.update({"depth": (1,), "width": (16,), "strides": (1,), "group_size": 8})
     config.update({"num_devices": 1, "batch_size": 16, "num_steps": 12, "log_every": 2})
-    config.update({"eval_every": 6, "checkpoint_every": 5})
+    config.update({"eval_every": 6, "checkpoint_every": 5, "look_every": 0})
     config.update_from_flattened_dict(changes)
     return config
 
