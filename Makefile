@@ -10,7 +10,7 @@ train: $(READY)
 	$(BIN)/python -m experiments.run --config=nfnet_digits --workdir=runs/nfnet_digits
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" nfnets_jax tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" nfnets_jax tests
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -n 2 nfnets_jax tests
