@@ -179,7 +179,7 @@ def test_loops_and_rematerialization_change_nothing(
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("looped_blocks", [1, 100])
+@pytest.mark.parametrize("looped_blocks", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_rematerialization_saves_memory(looped_blocks: int) -> None:
     def memory(remat: str) -> int:
         model = nfnets_jax.create_model(

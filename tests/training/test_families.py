@@ -27,7 +27,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    ["seresnext26d_32x4d", *(pytest.param(n, marks=pytest.mark.slow) for n in SMALL if "nf_" in n)],
+)
 def test_trains_on_two_devices_and_is_restored(name: str, tmp_path: Path) -> None:
     model = nfnets_jax.create_model(name, 10, dropout_rate=0.2, **SMALL[name])
     optimizer, devices = optax_agc.sgd_agc(0.1), jax.devices()[:2]

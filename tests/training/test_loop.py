@@ -67,7 +67,7 @@ def test_a_finished_run_says_so(
     assert "is finished, all 12 steps of it" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("step", [3, 10])
+@pytest.mark.parametrize("step", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     finished: tuple[Path, dict[str, Any]],
     step: int,
