@@ -273,7 +273,7 @@ class TFDSSource:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Iterable[int]) -> list[Record]:
-        # By itself each record takes a third of a millisecond to read, among others a tenth of it.
+        # By itself each record takes a third of a millisecond to read, among others a fifth of it.
         indices = [int(index) for index in indices]
         return [
             Record(

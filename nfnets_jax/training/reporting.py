@@ -21,6 +21,8 @@ import tensorboardX
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from nfnets_jax.atomically import replaced
+
 Row = dict[str, Any]
 # At most so often the curves are drawn anew between evaluations.
 _DRAW_SECONDS = 60
@@ -178,9 +180,8 @@ def plot_curves(rows: list[Row], path: Path) -> None:
             axis.legend()
     axes[0].set_yscale("log")
     axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=120, format="png")
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
 def _curve(axis: Any, rows: list[Row], split: str, name: str, label: str, **style: Any) -> None:
@@ -219,6 +220,5 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that at any moment there is the old one or the new one, whole."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from nfnets_jax.atomically import written
 from nfnets_jax.errors import InputError
-from nfnets_jax.weights.atomically import written
 from nfnets_jax.weights.unpickling import Buildable, Constructor, unpickle
 
 Tree = dict[str, dict[str, np.ndarray]]
