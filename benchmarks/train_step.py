@@ -157,11 +157,8 @@ def _peak_bytes(compiled: Any) -> int:
     )
 
 
-def plain_conv2d(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = False
-) -> jax.Array:
+def plain_conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """``models.convolution.conv2d`` as XLA does it by itself."""
-    del looped
     return lax.conv_general_dilated(
         x,
         kernel,

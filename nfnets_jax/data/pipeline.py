@@ -57,13 +57,15 @@ class Batches:
 
     def names(self, index: int) -> list[str]:
         """Of the records in this host's part of a batch."""
-        first = index * self.batch_size + self.process_index * self.local_size
-        return self.name(first + np.arange(self.local_size)) if self.name else []
+        return self.name(self._places(index, 0, self.local_size)) if self.name else []
 
     def part(self, index: int, start: int, length: int) -> Batch:
         """So many examples of this host's part of a batch."""
+        return self.load(self._places(index, start, length))
+
+    def _places(self, index: int, start: int, length: int) -> np.ndarray:
         first = index * self.batch_size + self.process_index * self.local_size + start
-        return self.load(first + np.arange(length))
+        return first + np.arange(length)
 
     def __getitem__(self, index: int) -> Batch:
         """This host's part of a batch."""

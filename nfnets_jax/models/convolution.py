@@ -40,7 +40,11 @@ _in_loop = contextvars.ContextVar("in_loop", default=False)
 
 @contextlib.contextmanager
 def in_loop() -> Iterator[None]:
-    """What is traced inside is compiled as a part of a loop's body."""
+    """What is traced inside is compiled as a part of a loop's body.
+
+    There XLA's CPU backend has only slow forms of a convolution's gradients, and ``conv2d`` takes
+    others. Also a decorator: whatever traces the function, and traces it anew, is told.
+    """
     before = _in_loop.set(True)
     try:
         yield
@@ -48,7 +52,7 @@ def in_loop() -> Iterator[None]:
         _in_loop.reset(before)
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = False) -> jax.Array:
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Convolves images with a kernel, ``SAME`` padding; grouped where the shapes say so.
 
     Args:
@@ -56,8 +60,6 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = F
       kernel: ``[h, w, C / groups, O]`` in the dtype of ``x``. The number of groups is the ratio of
         the channels of ``x`` to those of the kernel.
       stride: pixels between neighbouring outputs, in both directions.
-      looped: whether this is compiled as the body of a loop, where XLA's CPU backend has only slow
-        forms of a convolution's gradients; inside ``in_loop`` it always is.
 
     Returns:
       ``[N, ceil(H / stride), ceil(W / stride), O]``, in the dtype of ``x``.
@@ -76,7 +78,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, looped: bool = F
         return _product(pixels, kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
     if jax.default_backend() != "cpu":
         return _native(x, kernel, stride, groups)
-    looped = looped or _in_loop.get()
+    looped = _in_loop.get()
     if groups == 1 or kernel.shape[2] >= _NARROW_CHANNELS:
         return _split(x, kernel, stride, looped)
     pack = min(groups, _PACKED_CHANNELS // kernel.shape[2])

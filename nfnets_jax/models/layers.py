@@ -237,12 +237,9 @@ class SqueezeExcite(hk.Module):
         return self._squeeze.parameters(), self._excite.parameters()
 
 
-def convolve(weights: Affine, x: jax.Array, stride: int = 1, *, looped: bool = False) -> jax.Array:
-    """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), O]``, ``SAME`` padding.
-
-    ``looped`` says that this is compiled as the body of a loop.
-    """
-    return conv2d(x, weights.kernel, stride, looped=looped) + weights.bias
+def convolve(weights: Affine, x: jax.Array, stride: int = 1) -> jax.Array:
+    """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), O]``, ``SAME`` padding."""
+    return conv2d(x, weights.kernel, stride) + weights.bias
 
 
 def convolve_activated(
@@ -250,14 +247,12 @@ def convolve_activated(
     x: jax.Array,
     activation: Activation,
     stride: int = 1,
-    *,
-    looped: bool = False,
 ) -> jax.Array:
     """``convolve`` of the activated ``x``, which alone is kept for the gradient."""
 
     @jax.checkpoint
     def convolved(weights: Affine, x: jax.Array) -> jax.Array:
-        return convolve(weights, activation(x), stride, looped=looped)
+        return convolve(weights, activation(x), stride)
 
     return convolved(weights, x)
 

@@ -130,7 +130,6 @@ def nf_block(
     activation: layers.Activation,
     alpha: float,
     stride: int = 1,
-    looped: bool = False,
 ) -> jax.Array:
     """Applies one block.
 
@@ -144,7 +143,6 @@ def nf_block(
       activation: scaled to unit variance.
       alpha: standard deviation of what the branch adds, for a skip gain of one.
       stride: of the first 3x3 convolution; 2 halves the resolution.
-      looped: whether this is compiled as the body of a loop over blocks.
 
     Returns:
       ``[N, ceil(H / stride), ceil(W / stride), O]``.
@@ -160,11 +158,11 @@ def nf_block(
     branch = layers.convolve(reduce, activated)
     for index, convolution in enumerate(spatial):
         branch = layers.convolve_activated(
-            convolution, branch, activation, stride if index == 0 else 1, looped=looped
+            convolution, branch, activation, stride if index == 0 else 1
         )
     if weights.squeeze_excite is not None and form.excites_bottleneck:
         branch *= _twice_excited(weights.squeeze_excite, branch)[:, None, None, :]
-    branch = layers.convolve_activated(expand, branch, activation, looped=looped)
+    branch = layers.convolve_activated(expand, branch, activation)
     # All that scales the branch does so in one pass over it.
     scale = jnp.reshape(alpha * weights.skip_gain, (1, 1))
     if weights.squeeze_excite is not None and not form.excites_bottleneck:

@@ -16,6 +16,7 @@ import numpy as np
 
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.models import layers
+from nfnets_jax.models.convolution import in_loop
 from nfnets_jax.models.looping import stack
 from nfnets_jax.models.nf_block import BlockForm, BlockWeights, NFBlock, nf_block
 from nfnets_jax.models.recomputing import recomputed
@@ -267,13 +268,19 @@ def _run_stage(
     """One block after the other; ``betas`` ``[depth]`` and ``keep`` ``[depth, N]`` are theirs."""
     activation = layers.scaled_activation(config.activation)
 
-    def block(**how: Any) -> Callable[..., jax.Array]:
-        run = functools.partial(
-            nf_block, form=config.family.block, activation=activation, alpha=config.alpha, **how
+    def block(stride: int = 1, looped: bool = False) -> Callable[..., jax.Array]:
+        run: Callable[..., jax.Array] = functools.partial(
+            nf_block,
+            form=config.family.block,
+            activation=activation,
+            alpha=config.alpha,
+            stride=stride,
         )
+        if looped:
+            run = in_loop()(run)
         return run if config.remat == "none" else recomputed(run)
 
-    x = block(stride=stride)(stage.first, x, *_at(0, betas, keep))
+    x = block(stride)(stage.first, x, *_at(0, betas, keep))
     if isinstance(stage.rest, BlockWeights):
         looped = block(looped=True)
         inputs = (stage.rest, *_at(slice(1, None), betas, keep))
