@@ -69,8 +69,10 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
             "on_divergence": "stop",  # or "skip": on from the last checkpoint, with other images
             "log_every": 100,
             "look_every": 100,  # steps between looks at how hard each layer is clipped; 0: never
+            "log_images": 0,  # of the first batch, to TensorBoard
+            "histogram_every": 0,  # steps between histograms of the parameters; 0: never
             "eval_every": 0,  # 0: at the end only
-            "checkpoint_every": 0,  # 0: at the end only
+            "checkpoint_every": 0,  # steps that a kill may cost at most; 0: one at the end only
             "keep_checkpoints": 3,
         }
     )

@@ -37,7 +37,16 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # A kill may have left some.
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        # Trained parameters hardly shrink, and compressing them takes time from the training.
+        arrays = ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True)
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=options,
+            item_handlers={
+                "state": arrays,
+                "progress": ocp.JsonCheckpointHandler(),
+            },
+        )
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step."""
@@ -61,7 +70,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.PyTreeSave(state),
                     progress=ocp.args.JsonSave({**progress, "checksum": _checksum(state)}),
                 ),
                 metrics=None if accuracy is None else {_BEST: accuracy},
@@ -116,9 +125,7 @@ class Checkpoints:
     def _restore(self, step: int, template: chex.ArrayTree) -> tuple[Any, dict[str, Any]]:
         restored = self._manager.restore(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore()
-            ),
+            args=ocp.args.Composite(state=_as_numpy(template), progress=ocp.args.JsonRestore()),
         )
         if _checksum(restored.state) != restored.progress["checksum"]:
             raise ValueError("its arrays are not those that were written")
@@ -167,13 +174,17 @@ def read_params(run: Path, average: bool) -> dict[str, dict[str, np.ndarray]]:
         reader = ocp.PyTreeCheckpointHandler()
         saved = reader.metadata(directory).tree[part]
         template = {part: jax.tree.map(lambda _: np.empty(0), saved)}
-        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
-        wanted = ocp.args.PyTreeRestore(item=template, restore_args=as_arrays, partial_restore=True)
-        return reader.restore(directory, args=wanted)[part]
+        return reader.restore(directory, args=_as_numpy(template, partial_restore=True))[part]
     # What Orbax and the storage below it raise of a damaged file is a dozen kinds of errors.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"checkpoint {run} cannot be read: {reason}") from error
+
+
+def _as_numpy(template: chex.ArrayTree, **options: Any) -> ocp.args.PyTreeRestore:
+    """The wish for the arrays of a tree with this structure."""
+    arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
+    return ocp.args.PyTreeRestore(item=template, restore_args=arrays, **options)
 
 
 def _checksum(state: chex.ArrayTree) -> int:

@@ -158,7 +158,9 @@ def _train_steps(
             with report.waiting():
                 unreadable, batch = next(batches)
             train_account.add(unreadable)
-            update = update or compile_update(plan, state, batch, report.say)
+            if update is None:
+                report.images(step, fetch(batch["image"])[: config.log_images])
+                update = compile_update(plan, state, batch, report.say)
             profile.before(step)
             state, metrics = update(state, batch)
             profile.after(step, metrics)
@@ -170,7 +172,7 @@ def _train_steps(
             jax.block_until_ready(pending[max(0, len(pending) - 1 - _STEPS_AHEAD)])
 
             last, stop = step == config.num_steps, votes.count(before=_STEPS_AHEAD) > 0
-            save = last or stop or _due(step, config.checkpoint_every)
+            save = last or stop or _due_to_save(step, config.checkpoint_every)
             if save or _due(step, config.log_every):
                 taken = [fetch(metrics) for metrics in pending]
                 pending = []
@@ -191,6 +193,8 @@ def _train_steps(
                     tested = _evaluate(plan, evaluate, state, report, test_account)
                     report.test(step, tested)
                     accuracy = max(tested["top1"], tested["ema_top1"])
+                if _due(step, config.histogram_every):
+                    report.histograms(step, fetch(state.params))
                 if save:
                     host_state = fetch(state)
                     progress = {
@@ -207,6 +211,15 @@ def _train_steps(
 def _due(step: int, every: int) -> bool:
     """Whether something is due that comes ``every`` so many steps, 0 for never."""
     return every > 0 and step % every == 0
+
+
+def _due_to_save(step: int, every: int) -> bool:
+    """Whether a checkpoint is due, so that a kill costs at most ``every`` steps.
+
+    One that is being written does not count yet, and training waits for it when the next is due:
+    so there is one halfway, too.
+    """
+    return _due(step, every) or (every > 1 and step % every == every // 2)
 
 
 @contextlib.contextmanager

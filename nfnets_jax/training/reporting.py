@@ -120,6 +120,17 @@ class Reporter:
         for name, value in figures.items():
             self._tensorboard.add_scalar(f"clipping/{name}", value, step)
 
+    def images(self, step: int, images: np.ndarray) -> None:
+        """Shows TensorBoard input images as the network gets them, ``[N, H, W, C]`` uint8."""
+        for index, image in enumerate(images):
+            self._tensorboard.add_image(f"images/{index}", image, step, dataformats="HWC")
+
+    def histograms(self, step: int, params: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Shows TensorBoard how the values of each parameter are spread."""
+        for module, arrays in params.items():
+            for name, array in arrays.items():
+                self._tensorboard.add_histogram(f"parameters/{module}/{name}", array, step)
+
     def say(self, message: str) -> None:
         """Prints a line."""
         self._console.print(message, markup=False)

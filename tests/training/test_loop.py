@@ -47,13 +47,13 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, dict[str, Any]]) ->
     assert len(summary["params_sha256"]) == 64
     assert {"jax", "dm-haiku", "optax"} < set(summary["versions"])
     written = [(row["step"], row["split"]) for row in rows(workdir)]
-    train = [(step, "train") for step in (2, 4, 5, 6, 8, 10, 12)]
+    train = [(step, "train") for step in (2, 4, 5, 6, 7, 8, 10, 12)]
     assert sorted(written) == sorted([*train, (6, "test"), (12, "test")])
     assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "nfnet_micro"
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list(workdir.glob("events.out.tfevents.*"))
     assert {p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()} == {
-        "5",
+        "7",
         "10",
         "12",
     }
@@ -238,9 +238,9 @@ def test_a_run_may_skip_the_images_that_it_diverged_at(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(loop, "compile_update", DivergesOnce(calls=8))
+    monkeypatch.setattr(loop, "compile_update", DivergesOnce(calls=9))
     summary = loop.train(tiny(on_divergence="skip"), tmp_path)
-    assert "resumed at step 5" in capsys.readouterr().out
+    assert "resumed at step 7" in capsys.readouterr().out
     assert [row["step"] for row in rows(tmp_path) if row["split"] == "train"] == [
         row["step"] for row in rows(finished[0]) if row["split"] == "train"
     ]
@@ -249,7 +249,7 @@ def test_a_run_may_skip_the_images_that_it_diverged_at(
         template = jax.eval_shape(make_plan(tiny()).create_state)
         resumed = saved.restore_latest(template, print)
     assert resumed is not None
-    assert (resumed[0], resumed[2]["batches"]) == (12, 12 + 3)
+    assert (resumed[0], resumed[2]["batches"]) == (12, 12 + 2)
 
 
 def test_without_leave_a_diverged_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +258,24 @@ def test_without_leave_a_diverged_run_ends(tmp_path: Path, monkeypatch: pytest.M
         loop.train(tiny(), tmp_path)
 
 
-def test_steps_are_profiled_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.train(tiny(num_steps=4, eval_every=0, checkpoint_every=0), tmp_path, (2, 3))
+def test_steps_are_profiled_and_shown_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def add(
+        self: Any, tag: str, values: np.ndarray, step: int, dataformats: str | None = None
+    ) -> None:
+        seen[f"{tag} at {step}"] = values.shape
+
+    monkeypatch.setattr("tensorboardX.SummaryWriter.add_image", add)
+    monkeypatch.setattr("tensorboardX.SummaryWriter.add_histogram", add)
+    changes = {"eval_every": 0, "checkpoint_every": 0, "log_images": 2, "histogram_every": 3}
+    loop.train(tiny(num_steps=4, **changes), tmp_path, (2, 3))
+    assert seen["images/0 at 1"] == seen["images/1 at 1"] == (8, 8, 1)
+    assert "images/2 at 1" not in seen
+    assert seen["parameters/NFNet/~/linear/w at 3"][1] == 10
+    assert not any(name.endswith("at 4") for name in seen)
     assert f"profile of steps 2 to 3 in {tmp_path / 'profile'}" in capsys.readouterr().out
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
