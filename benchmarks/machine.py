@@ -1,7 +1,6 @@
-"""What the machine at hand can do, and what a computation asks of it."""
+"""What the machine at hand can do."""
 
 import datetime
-import math
 import os
 import platform
 import time
@@ -79,35 +78,3 @@ def matmul_rate(dtype: jnp.dtype) -> float:
     product = jax.jit(jnp.matmul)
     seconds(lambda: product(matrix, matrix), 2)
     return 2 * size**3 / min(seconds(lambda: product(matrix, matrix), 10))
-
-
-def flops(function: Callable[..., Any], *args: Any) -> float:
-    """Of the matrix products and convolutions of a function: a multiplication and an addition each.
-
-    ``args`` may be shapes. What the products are made of is counted as written, so that no form of
-    a convolution is credited with more than the convolution.
-    """
-    return _flops(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _flops(jaxpr: Any) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            ((contracted, _), _) = params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * equation.outvars[0].aval.size * kernel.size / outputs
-        else:
-            inner = filter(_is_jaxpr, jax.tree.leaves(list(params.values())))
-            times = params["length"] if name == "scan" else 1
-            total += times * sum(_flops(getattr(value, "jaxpr", value)) for value in inner)
-    return total
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")

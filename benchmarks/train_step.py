@@ -13,19 +13,18 @@ import json
 import statistics
 import sys
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 import nfnets_jax
 from benchmarks import machine
 from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
+from nfnets_jax.models import convolution, counting
 from nfnets_jax.models.nf_network import REMAT
 from nfnets_jax.models.registry import PRECISIONS, Model
 from nfnets_jax.training import step
@@ -46,9 +45,8 @@ def main() -> None:
     parser.add_argument("--forward", action="store_true", help="inference, not training")
     parser.add_argument("--plain", action="store_true", help="with XLA's own convolutions")
     arguments = parser.parse_args()
-    plain = mock.patch("nfnets_jax.models.layers.conv2d", plain_conv2d)
     try:
-        with plain if arguments.plain else contextlib.nullcontext():
+        with convolution.plain() if arguments.plain else contextlib.nullcontext():
             print(json.dumps(measure(arguments)))
     except InputError as error:
         sys.exit(str(error))
@@ -61,10 +59,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     shape = (arguments.batch, arguments.size, arguments.size, 3)
     measured = (_forward if arguments.forward else _train)(model, shape, arguments.steps)
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    params = machine.parameter_shapes(model, images)
-    forward = machine.flops(lambda p, x: model.apply(p, {}, None, x, False)[0], params, images)
-    flops_per_image = forward / arguments.batch * (1 if arguments.forward else 3)
+    forward = 2.0 * counting.summarize(model, arguments.size).work.multiply_adds
+    flops_per_image = forward * (1 if arguments.forward else 3)
     rate = flops_per_image * arguments.batch / measured["seconds"]
     matmul_rate = machine.matmul_rate(PRECISIONS[arguments.precision])
     return {
@@ -154,18 +150,6 @@ def _peak_bytes(compiled: Any) -> int:
         + plan.argument_size_in_bytes
         + plan.output_size_in_bytes
         - plan.alias_size_in_bytes
-    )
-
-
-def plain_conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """``models.convolution.conv2d`` as XLA does it by itself."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
 
 

@@ -205,13 +205,15 @@ def nf_network(
     """
     activation = layers.scaled_activation(config.activation)
     x = images.astype(weights.stem[0].kernel.dtype)
-    for index, (convolution, (_, stride)) in enumerate(zip(weights.stem, config.stem, strict=True)):
-        if index == 0:
-            x = layers.convolve(convolution, x, stride)
-        else:
-            x = layers.convolve_activated(convolution, x, activation, stride)
-    if config.family.stem_pool:
-        x = layers.max_pool(x)
+    stem = zip(weights.stem, config.stem, strict=True)
+    with jax.named_scope("stem"):
+        for index, (convolution, (_, stride)) in enumerate(stem):
+            if index == 0:
+                x = layers.convolve(convolution, x, stride)
+            else:
+                x = layers.convolve_activated(convolution, x, activation, stride)
+        if config.family.stem_pool:
+            x = layers.max_pool(x)
 
     transitions = [
         index == 0 and stage.first.shortcut is not None
@@ -229,19 +231,22 @@ def nf_network(
         run: Callable[..., jax.Array] = functools.partial(_run_stage, stride=stride, config=config)
         if config.remat == "full":
             run = recomputed(run)
-        x = run(stage, x, *_at(slice(start, start + depth), betas, keep))
+        with jax.named_scope(f"stage_{number}"):
+            x = run(stage, x, *_at(slice(start, start + depth), betas, keep))
         start += depth
         if features:
             outputs[f"stage_{number}"] = x
 
-    if weights.final is not None:
-        x = layers.convolve(weights.final, x)
-    pool = jnp.mean(activation(x), axis=(1, 2), dtype=jnp.float32)
-    seen = pool
-    if keys is not None and config.dropout_rate > 0:
-        dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-        seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
-    return {**outputs, "pool": pool, "logits": layers.linear(weights.classifier, seen)}
+    with jax.named_scope("head"):
+        if weights.final is not None:
+            x = layers.convolve(weights.final, x)
+        pool = jnp.mean(activation(x), axis=(1, 2), dtype=jnp.float32)
+        seen = pool
+        if keys is not None and config.dropout_rate > 0:
+            dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+            seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
+        logits = layers.linear(weights.classifier, seen)
+    return {**outputs, "pool": pool, "logits": logits}
 
 
 def expected_variances(transitions: Iterable[bool], alpha: float) -> list[float]:

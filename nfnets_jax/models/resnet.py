@@ -117,30 +117,35 @@ class ResNet(hk.Module):
           also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
         """
         config, outputs = self._config, {}
-        x = layers.max_pool(self._stem(images, is_training))
+        with jax.named_scope("stem"):
+            x = layers.max_pool(self._stem(images, is_training))
         blocks = sum(config.depth)
         keep = None
         if keys is not None and config.stochastic_depth_rate > 0:
             rates = config.stochastic_depth_rate * jnp.arange(blocks) / blocks
             keep = layers.survivors(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rates)
         index = 0
-        for stage, (width, depth) in enumerate(zip(config.width, config.depth, strict=True)):
-            for place in range(depth):
-                block = _Block(config, width, stride=2 if stage > 0 and place == 0 else 1)
-                run = functools.partial(block, is_training=is_training)
-                if config.remat == "block":
-                    run = hk.remat(run)
-                x = run(x, None if keep is None else keep[index])
-                index += 1
+        stages = zip(config.width, config.depth, strict=True)
+        for number, (width, depth) in enumerate(stages, start=1):
+            with jax.named_scope(f"stage_{number}"):
+                for place in range(depth):
+                    block = _Block(config, width, stride=2 if number > 1 and place == 0 else 1)
+                    run = functools.partial(block, is_training=is_training)
+                    if config.remat == "block":
+                        run = hk.remat(run)
+                    x = run(x, None if keep is None else keep[index])
+                    index += 1
             if features:
-                outputs[f"stage_{stage + 1}"] = x
-        pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        seen = pool
-        if keys is not None and config.dropout_rate > 0:
-            dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-            seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
-        linear = layers.Linear(pool.shape[-1], self._num_classes, std=0.01, name="linear")
-        return {**outputs, "pool": pool, "logits": layers.linear(linear.parameters(), seen)}
+                outputs[f"stage_{number}"] = x
+        with jax.named_scope("head"):
+            pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+            seen = pool
+            if keys is not None and config.dropout_rate > 0:
+                dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+                seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
+            linear = layers.Linear(pool.shape[-1], self._num_classes, std=0.01, name="linear")
+            logits = layers.linear(linear.parameters(), seen)
+        return {**outputs, "pool": pool, "logits": logits}
 
     def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
         convolutions = (
