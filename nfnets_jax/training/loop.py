@@ -89,6 +89,8 @@ def train(
                     report.say(plan.description)
                     if done:
                         report.say(f"resumed at step {done}")
+                    else:
+                        report.model(plan.summary)
                     profile = Profile(workdir / "profile", profile_steps, report.say)
                     state, seconds = _train_steps(
                         plan, state, progress, saved, report, profile, workdir

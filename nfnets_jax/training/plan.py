@@ -12,6 +12,7 @@ from nfnets_jax.data.examples import Augmentation, CenterCrop
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.sources import Dataset, open_dataset
 from nfnets_jax.errors import InputError
+from nfnets_jax.models.counting import Summary, summarize
 from nfnets_jax.models.registry import Model, create_model
 from nfnets_jax.training.divergence import ANSWERS
 from nfnets_jax.training.optimizers import create_optimizer
@@ -50,6 +51,11 @@ class Plan:
             f"{len(self.devices)} x {self.devices[0].device_kind}{hosts}, batch "
             f"{self.config.batch_size}"
         )
+
+    @property
+    def summary(self) -> Summary:
+        """What the network is made of."""
+        return summarize(self.model, self.config.data.image_size, self.dataset.channels)
 
     def create_state(self) -> TrainState:
         """What the run starts from."""

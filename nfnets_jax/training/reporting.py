@@ -15,13 +15,16 @@ from typing import Any
 
 import jax
 import numpy as np
+import rich.box
 import rich.console
 import rich.progress
+import rich.table
 import tensorboardX
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from nfnets_jax.atomically import replaced
+from nfnets_jax.models.counting import Summary
 
 Row = dict[str, Any]
 # At most so often the curves are drawn anew between evaluations.
@@ -119,6 +122,18 @@ class Reporter:
         """Reports to TensorBoard how hard each parameter was clipped at a step."""
         for name, value in figures.items():
             self._tensorboard.add_scalar(f"clipping/{name}", value, step)
+
+    def model(self, summary: Summary) -> None:
+        """Prints what a network is made of and what it asks for."""
+        table = rich.table.Table("", "output", "parameters", "multiply-adds", box=rich.box.SIMPLE)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for part in summary.parts:
+            size = " x ".join(map(str, part.output_shape))
+            table.add_row(part.name, size, f"{part.parameters:,}", f"{part.work.multiply_adds:,}")
+        total = (f"{summary.parameters:,}", f"{summary.work.multiply_adds:,}")
+        table.add_row("one image", "", *total, style="bold")
+        self._console.print(table)
 
     def images(self, step: int, images: np.ndarray) -> None:
         """Shows TensorBoard input images as the network gets them, ``[N, H, W, C]`` uint8."""

@@ -47,6 +47,7 @@ def test_the_first_try_learns_the_digits(tmp_path: Path) -> None:
     assert summary["test"]["top1"] >= 0.98
     assert summary["test"]["ema_top1"] >= 0.98
     assert str(tmp_path / "curves.png") in result.stdout
+    assert "463,949" in result.stdout  # parameters, in the table of the model
     assert str(tmp_path / "checkpoints" / "600") in result.stdout
 
 
