@@ -1,5 +1,8 @@
 """Checkpoints of a run, by Orbax: written beside the training, complete or not there at all."""
 
+import errno
+import os
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable
@@ -67,6 +70,7 @@ class Checkpoints:
           InputError: this or the one before could not be written.
         """
         try:
+            self._check_space(state)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -77,6 +81,14 @@ class Checkpoints:
             )
         except (OSError, ValueError) as error:
             raise self._not_written(error) from error
+
+    def _check_space(self, state: chex.ArrayTree) -> None:
+        """Looks before writing: Orbax and what is below it tell of a full disk in pages."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._manager.directory).free
+        if free < needed:
+            missing = f"{needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} free"
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {missing}")
 
     def restore_latest(
         self, template: chex.ArrayTree, tell: Callable[[str], None]

@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,10 @@ def test_a_full_disk_ends_with_one_line_and_the_others_whole(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1))
+        with pytest.raises(InputError, match="No space left on device, .* needed, 0.0 free"):
+            save(tmp_path, {2: None})
     with monkeypatch.context() as patch:
         patch.setattr(ocp.CheckpointManager, "save", full)
         with pytest.raises(InputError, match="cannot be written in .*: No space left on device"):
