@@ -1,0 +1,90 @@
+"""What a run pays beside its steps, for checkpoints and looks at its clipping, as a line of JSON.
+
+    python -m benchmarks.overheads --model=nfnet_f0 --batch=8 --size=192 --steps=10 --rounds=5
+
+takes so many steps bare, then with one checkpoint begun after the first of them, then with one look,
+in turn. What one of either costs is the median of the differences in seconds; ``checkpoint_share``
+and ``look_share`` are what that makes of a run's time with ``checkpoint_every`` and ``look_every``
+at 100: two checkpoints, one look. Images are noise, and the same in all steps.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from benchmarks import machine
+from experiments import recipes
+from nfnets_jax.training.checkpoints import Checkpoints
+from nfnets_jax.training.memory import compile_update
+from nfnets_jax.training.plan import Plan, make_plan
+from nfnets_jax.training.step import fetch, replicate, transfer
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="nfnet_f0")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--steps", type=int, default=10, help="enough to write a checkpoint in")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    config = recipes.small_images(arguments.model, "synthetic", arguments.size)
+    config.update({"batch_size": arguments.batch, "num_devices": 1, "look_every": 1})
+    with tempfile.TemporaryDirectory() as folder:
+        figures = _measure(make_plan(config), Path(folder), arguments.steps, arguments.rounds)
+    print(json.dumps({**vars(arguments), **figures, **machine.describe()}))
+
+
+def _measure(plan: Plan, folder: Path, steps: int, rounds: int) -> dict[str, float]:
+    batch = {k: v for k, v in next(iter(plan.train_batches)).items() if k != "unreadable"}
+    on_devices = transfer(cast(dict[str, np.ndarray], batch), plan.devices)
+    state = replicate(plan.create_state(), plan.devices)
+    update, looking = (
+        compile_update(dataclasses.replace(plan, look=look), state, on_devices, print)
+        for look in (None, plan.look)
+    )
+    with contextlib.closing(Checkpoints(folder, keep=1)) as saved:
+
+        def take(update: Callable[..., Any], save: int | None = None, look: bool = False) -> float:
+            """Seconds of so many steps, and of what is asked for after the first."""
+            nonlocal state
+            start = time.perf_counter()
+            for step in range(steps):
+                state, metrics = (looking if look and step == 0 else update)(state, on_devices)
+                if step == 0 and save is not None:
+                    saved.save(save, fetch(state), {})
+            jax.block_until_ready(metrics)
+            return time.perf_counter() - start
+
+        take(update, look=True)
+        bare, saving, look = zip(
+            *[(take(update), take(update, save=i), take(update, look=True)) for i in range(rounds)],
+            strict=True,
+        )
+    step = statistics.median(bare) / steps
+    costs = {
+        name: statistics.median(np.subtract(taken, bare))
+        for name, taken in (("checkpoint", saving), ("look", look))
+    }
+    return {
+        "step_seconds": step,
+        "checkpoint_seconds": costs["checkpoint"],
+        "checkpoint_share": 2 * costs["checkpoint"] / (100 * step),
+        "look_seconds": costs["look"],
+        "look_share": costs["look"] / (100 * step),
+    }
+
+
+if __name__ == "__main__":
+    main()
