@@ -2,10 +2,11 @@
 
     python -m benchmarks.overheads --model=nfnet_f0 --batch=8 --size=192 --steps=10 --rounds=5
 
-takes so many steps bare, then with one checkpoint begun after the first of them, then with one look,
-in turn. What one of either costs is the median of the differences in seconds; ``checkpoint_share``
-and ``look_share`` are what that makes of a run's time with ``checkpoint_every`` and ``look_every``
-at 100: two checkpoints, one look. Images are noise, and the same in all steps.
+takes so many steps bare, then with one checkpoint begun after the first of them, then with one
+look, in turn. What one of either costs is the median of the differences in seconds;
+``checkpoint_share`` and ``look_share`` are what that makes of a run's time with
+``checkpoint_every`` and ``look_every`` at 100: two checkpoints, one look. Images are noise, and the
+same in all steps.
 """
 
 import argparse
