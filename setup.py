@@ -25,7 +25,15 @@ TRAINING = [
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.7",
 ]
-DEVELOPMENT = ["mypy>=1.11", "pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.6"]
+DEVELOPMENT = [
+    "equinox>=0.13",
+    "flax>=0.12",
+    "hypothesis>=6.100",
+    "mypy>=1.11",
+    "pytest>=8.2",
+    "pytest-xdist>=3.6",
+    "ruff>=0.6",
+]
 
 setup(
     name="nfnets_jax",

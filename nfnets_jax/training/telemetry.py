@@ -44,12 +44,9 @@ def measure(
     They are the share of its units whose ratio of gradient norm to weight norm is above
     ``clipping``, and the median and the largest ratio.
     """
-    ratios = jax.tree.leaves(optax_agc.unit_ratios(grads, params, eps))
-    figures = [
-        jnp.stack([jnp.mean(ratio > clipping), jnp.median(ratio), jnp.max(ratio)])
-        for ratio in ratios
-    ]
-    return jnp.stack(figures).astype(jnp.float32)
+    measured = optax_agc.unit_statistics(grads, params, clipping, eps, quantiles=(0.5, 1))
+    figures = jax.tree.leaves(measured, is_leaf=lambda x: isinstance(x, optax_agc.UnitStatistics))
+    return jnp.stack([jnp.stack([unit.clipped, *unit.ratios]) for unit in figures])
 
 
 def named(measured: np.ndarray, params: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
