@@ -18,6 +18,15 @@ MULTIPLY_ADDS = {
     "nfnet_f5": (289.76e9, 1e-3),
     "nfnet_f6": (377.28e9, 1e-3),
     "resnet50": (4.1e9, 0.03),
+    "efficientnet_b0": (0.39e9, 0.03),
+    "efficientnet_b1": (0.70e9, 0.03),
+    "efficientnet_b2": (1.0e9, 0.03),
+    "efficientnet_b3": (1.8e9, 0.03),
+    # These two are counted at 4.39 and 10.27 billion, whichever pixels at the border are left out.
+    "efficientnet_b4": (4.2e9, 0.05),
+    "efficientnet_b5": (9.9e9, 0.04),
+    "efficientnet_b6": (19e9, 0.03),
+    "efficientnet_b7": (37e9, 0.03),
 }
 
 
