@@ -1,4 +1,4 @@
-"""Unnormalized ResNet-50 on ImageNet: ``python -m experiments.run --config=unnormalized_resnet50``."""
+"""ResNet-50, unnormalized: ``python -m experiments.run --config=unnormalized_resnet50``."""
 
 from ml_collections import ConfigDict
 
