@@ -227,10 +227,8 @@ def _table(rows: Sequence[Row]) -> str:
             conditions = ", ".join(f"{key} {row.times[key]}" for key in _CONDITIONS)
             measured.setdefault(conditions, []).append(row.model.name)
     for conditions, names in measured.items():
-        lines += [
-            f"Seconds a batch of {', '.join(names)}: medians of `benchmarks.train_step`; {conditions}.",
-            "",
-        ]
+        timed = f"Seconds a batch of {', '.join(names)}"
+        lines += [f"{timed}: medians of `benchmarks.train_step`; {conditions}.", ""]
     for source in dict.fromkeys(row.published.source for row in rows if row.published.source):
         names = [row.model.name for row in rows if row.published.source == source]
         lines += [f"Accuracies of {', '.join(names)}: {source}.", ""]
