@@ -103,13 +103,32 @@ def nf_regnet_imagenet(index: int) -> ConfigDict:
 
 
 def resnet_imagenet(name: str) -> ConfigDict:
-    """A batch-normalized network on ImageNet: batch 1024 for 90 epochs, crops and mirror images.
+    """A ResNet on ImageNet: batch 1024 for 90 epochs, crops and mirror images.
 
     Goyal et al. 2017, arXiv:1706.02677, section 5.1, with a cosine schedule and label smoothing (He
     et al. 2019, arXiv:1812.01187, section 5).
     """
     config = _earlier_optimizer(_imagenet(name, batch_size=1024, epochs=90))
     config.optimizer.weight_decay = 1e-4
+    config.model.sync_axis = ""  # "devices": batches are normalized over all devices together
+    return config
+
+
+def efficientnet_imagenet(index: int) -> ConfigDict:
+    """EfficientNet-B``index`` on ImageNet: batch 4096 for 350 epochs.
+
+    Tan and Le 2019, arXiv:1905.11946, section 5.2: weight decay, dropout and stochastic depth. The
+    batch, the epochs and the warm-up are those of the networks as released. In place of RMSProp
+    with a staircase schedule there is SGD with a cosine, whose learning rate is untried, and in
+    place of AutoAugment there is RandAugment, at a magnitude that grows with the variant as
+    NFNets's do.
+    """
+    config = _imagenet(f"efficientnet_b{index}", batch_size=4096, epochs=350)
+    config.augment.randaugment_layers = 2
+    config.augment.randaugment_magnitude = _RANDAUGMENT_MAGNITUDE[index]
+    config.ema_decay = 0.9999
+    config.optimizer.clipping = 0.0
+    config.optimizer.weight_decay = 1e-5
     config.model.sync_axis = ""  # "devices": batches are normalized over all devices together
     return config
 

@@ -1,25 +1,41 @@
-"""Batch normalization (Ioffe and Szegedy 2015, arXiv:1502.03167)."""
+"""Batch normalization (Ioffe and Szegedy 2015, arXiv:1502.03167), and convolutions without bias.
+
+What batch-normalized networks are built of, beside ``layers``.
+"""
+
+import math
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-_DECAY = 0.9
-_EPSILON = 1e-5
+from nfnets_jax.models.convolution import conv2d
+from nfnets_jax.models.initialization import Normal
 
 
 class BatchNorm(hk.Module):
     """Gives each channel the mean ``offset`` and the standard deviation ``scale``.
 
     Parameters, float32: ``scale`` and ``offset`` ``[C]``. State, float32: ``mean`` and ``variance``
-    ``[C]``, averages over training batches that forget a tenth a batch, for use in inference.
+    ``[C]``, averages over training batches for use in inference, which keep ``decay`` of themselves
+    a batch. ``epsilon`` is added to variances.
     """
 
-    def __init__(self, axis_name: str = "", initial_scale: float = 1.0, name: str | None = None):
+    def __init__(
+        self,
+        axis_name: str = "",
+        *,
+        initial_scale: float = 1.0,
+        decay: float = 0.9,
+        epsilon: float = 1e-5,
+        name: str | None = None,
+    ):
         super().__init__(name)
         self._axis_name = axis_name
         self._initial_scale = initial_scale
+        self._decay = decay
+        self._epsilon = epsilon
 
     def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
         """Normalizes ``x`` ``[N, H, W, C]``, in its dtype; the statistics are taken in float32.
@@ -41,6 +57,41 @@ class BatchNorm(hk.Module):
                 mean, square = lax.pmean((mean, square), self._axis_name)
             variance = jnp.maximum(square - mean**2, 0)
             for name, old, new in zip(("mean", "variance"), running, (mean, variance), strict=True):
-                hk.set_state(name, _DECAY * old + (1 - _DECAY) * lax.stop_gradient(new))
-        factor = scale * lax.rsqrt(variance + _EPSILON)
+                kept = self._decay * old
+                hk.set_state(name, kept + (1 - self._decay) * lax.stop_gradient(new))
+        factor = scale * lax.rsqrt(variance + self._epsilon)
         return x * factor.astype(x.dtype) + (offset - mean * factor).astype(x.dtype)
+
+
+class Conv2D(hk.Module):
+    """Convolution without bias, ``SAME`` padding.
+
+    Parameter, float32: ``w`` ``[k, k, I / groups, O]``, which starts Gaussian, with variance
+    ``gain**2 * 2`` over the fan-out (He et al. 2015, arXiv:1502.01852). As is usual, the fan-out of
+    a grouped convolution counts all its channels, but a depthwise one's only one.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        gain: float = 1.0,
+        name: str | None = None,
+    ):
+        super().__init__(name)
+        self._channels = channels
+        self._kernel = kernel
+        self._stride = stride
+        self._groups = groups
+        self._gain = gain
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), O]``, in its dtype."""
+        kernel, channels, groups = self._kernel, self._channels, self._groups
+        fan_out = kernel**2 * (1 if groups == channels else channels)
+        shape = (kernel, kernel, x.shape[-1] // groups, channels)
+        w = hk.get_parameter("w", shape, init=Normal(self._gain * math.sqrt(2 / fan_out)))
+        return conv2d(x, w.astype(x.dtype), self._stride)

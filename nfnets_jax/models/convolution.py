@@ -1,13 +1,14 @@
 """Convolution in the form that the backend at hand runs fastest.
 
 XLA's CPU backend (jax 0.10.2) is fast at matrix products and at dense convolutions going forward.
-Three things that training needs all the time are put into those terms:
+Four things that training needs all the time are put into those terms:
 
 - A grouped convolution, above all its gradients (jax issue 13800), becomes one dense convolution a
   group, or for narrow groups one for a few of them, with zeros where they do not meet.
 - The gradient of a kernel is compiled as a convolution whose kernel is as large as the image. It
   becomes one matrix product a kernel position, of the image shifted to it with the gradient. In the
   body of a loop, where XLA has no fast convolution for gradients, this holds for all shapes.
+- A depthwise convolution becomes a sum of shifted images (``depthwise``).
 - A 1x1 convolution becomes a matrix product, gradients and all.
 
 The last is so on every backend; of the others, other backends get the plain operation.
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nfnets_jax.models.depthwise import depthwise_conv2d
 from nfnets_jax.models.looping import opaque_range
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -94,6 +96,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         return _product(pixels, kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
     if jax.default_backend() != "cpu":
         return _native(x, kernel, stride, groups)
+    if groups == x.shape[-1] == kernel.shape[-1] > 1:
+        return depthwise_conv2d(x, kernel, stride)
     looped = _in_loop.get()
     if groups == 1 or kernel.shape[2] >= _NARROW_CHANNELS:
         return _split(x, kernel, stride, looped)

@@ -226,9 +226,8 @@ class Linear(hk.Module):
 class SqueezeExcite(hk.Module):
     """Two layers that weigh channels by what all pixels say (Hu et al. 2018, arXiv:1709.01507)."""
 
-    def __init__(self, channels: int, ratio: float, name: str | None = None):
+    def __init__(self, channels: int, hidden: int, name: str | None = None):
         super().__init__(name)
-        hidden = max(1, int(channels * ratio))
         self._squeeze = Linear(channels, hidden, name="linear")
         self._excite = Linear(hidden, channels, name="linear_1")
 
@@ -262,11 +261,13 @@ def linear(weights: Affine, x: jax.Array) -> jax.Array:
     return x @ weights.kernel + weights.bias
 
 
-def squeeze_excite(weights: tuple[Affine, Affine], x: jax.Array) -> jax.Array:
+def squeeze_excite(
+    weights: tuple[Affine, Affine], x: jax.Array, activation: Activation = jax.nn.relu
+) -> jax.Array:
     """``[N, C]``, the factors for the channels of ``x`` ``[N, H, W, C]``, from 0 to 1."""
     squeeze, excite = weights
     pooled = jnp.mean(x, axis=(1, 2))
-    return jax.nn.sigmoid(linear(excite, jax.nn.relu(linear(squeeze, pooled))))
+    return jax.nn.sigmoid(linear(excite, activation(linear(squeeze, pooled))))
 
 
 def average_pool(x: jax.Array) -> jax.Array:

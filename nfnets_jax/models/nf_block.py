@@ -106,8 +106,9 @@ class NFBlock(hk.Module):
             else None
         )
         excited = width if form.excites_bottleneck else output_channels
+        hidden = max(1, int(excited * se_ratio))
         self._squeeze_excite = (
-            layers.SqueezeExcite(excited, se_ratio, "squeeze_excite") if se_ratio > 0 else None
+            layers.SqueezeExcite(excited, hidden, "squeeze_excite") if se_ratio > 0 else None
         )
 
     def parameters(self) -> BlockParameters:

@@ -4,6 +4,8 @@ Brock et al. 2021a, arXiv:2101.08692, sections 3 to 5; the depths are those of H
 arXiv:1603.05027, and, of 288 and 600, the paper's own.
 """
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -32,25 +34,40 @@ _DEPTHS = {
     600: (50, 50, 50, 50),
 }
 
+_config = functools.partial(
+    NFNetworkConfig,
+    strides=(1, 2, 2, 2),
+    expansion=0.25,
+    group_size=None,
+    se_ratio=0.0,
+    final_expansion=0,
+    activation="relu",
+)
+
 # Squeeze-excite (se_ratio=0.5) and SiLU (activation="silu") are the paper's options.
 VARIANTS: Mapping[str, NFNetworkConfig] = MappingProxyType(
     {
-        f"nf_resnet{layers}": NFNetworkConfig(
-            family=_FAMILY,
-            width=(256, 512, 1024, 2048),
-            depth=depth,
-            stem=((64, 2),),
-            strides=(1, 2, 2, 2),
-            train_size=224,
-            test_size=224,
-            dropout_rate=0.25,
-            stochastic_depth_rate=0.1,
-            expansion=0.25,
-            group_size=None,
-            se_ratio=0.0,
-            final_expansion=0,
-            activation="relu",
-        )
-        for layers, depth in _DEPTHS.items()
+        **{
+            f"nf_resnet{layers}": _config(
+                family=_FAMILY,
+                width=(256, 512, 1024, 2048),
+                depth=depth,
+                stem=((64, 2),),
+                train_size=224,
+                test_size=224,
+                dropout_rate=0.25,
+                stochastic_depth_rate=0.1,
+            )
+            for layers, depth in _DEPTHS.items()
+        },
+        # A quarter as wide, for 32 pixels, as is ``resnet26_small``.
+        "nf_resnet26_small": _config(
+            family=dataclasses.replace(_FAMILY, stem_kernel=3, stem_pool=False),
+            width=(64, 128, 256, 512),
+            depth=(2, 2, 2, 2),
+            stem=((64, 1),),
+            train_size=32,
+            test_size=32,
+        ),
     }
 )

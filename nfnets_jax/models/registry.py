@@ -11,17 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError, nearest
-from nfnets_jax.models import nf_regnet, nf_resnet, nfnet, resnet
+from nfnets_jax.models import efficientnet, nf_regnet, nf_resnet, nfnet, resnet
 from nfnets_jax.models.initialization import initialize
 from nfnets_jax.models.nf_network import NFNetwork, NFNetworkConfig, nf_network
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-_REGISTRY: Mapping[str, NFNetworkConfig | resnet.ResNetConfig] = {
+_Config = NFNetworkConfig | resnet.ResNetConfig | efficientnet.EfficientNetConfig
+_REGISTRY: Mapping[str, _Config] = {
     **nfnet.VARIANTS,
     **nf_resnet.VARIANTS,
     **nf_regnet.VARIANTS,
     **resnet.VARIANTS,
+    **efficientnet.VARIANTS,
 }
 
 
@@ -155,9 +157,9 @@ def create_model(
             raise InputError(f"{name} has no setting {override!r}; {nearest(override, fields)}")
     config = dataclasses.replace(config, **overrides)
     settings = (num_classes, PRECISIONS[precision], features)
-    if isinstance(config, resnet.ResNetConfig):
-        return Model(name, num_classes, config, _batch_normalized(config, *settings))
-    return Model(name, num_classes, config, _normalizer_free(config, *settings))
+    if isinstance(config, NFNetworkConfig):
+        return Model(name, num_classes, config, _normalizer_free(config, *settings))
+    return Model(name, num_classes, config, _of_modules(config, *settings))
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -187,11 +189,18 @@ def _normalizer_free(
     )
 
 
-def _batch_normalized(
-    config: resnet.ResNetConfig, num_classes: int, dtype: Any, features: bool
+def _of_modules(
+    config: resnet.ResNetConfig | efficientnet.EfficientNetConfig,
+    num_classes: int,
+    dtype: Any,
+    features: bool,
 ) -> _Network:
     def network(images: jax.Array, keys: jax.Array | None, is_training: bool) -> Any:
-        module = resnet.ResNet(config, num_classes)
+        module = (
+            resnet.ResNet(config, num_classes)
+            if isinstance(config, resnet.ResNetConfig)
+            else efficientnet.EfficientNet(config, num_classes)
+        )
         return module(images.astype(dtype), keys, is_training, features)
 
     def forward(

@@ -1,13 +1,15 @@
-"""Batch-normalized ResNets, which normalizer-free networks are measured against.
+"""ResNets with batch normalization, which normalizer-free networks are measured against.
 
 ResNet (He et al. 2016, arXiv:1512.03385, with the stride in the 3x3 convolution), ResNeXt (Xie et
 al. 2017, arXiv:1611.05431), squeeze-excite (Hu et al. 2018, arXiv:1709.01507) and the "D" form (He
 et al. 2019, arXiv:1812.01187). SE-ResNeXt-D is what NFNets were derived from.
+
+And, for ablations, the same networks without it: by SkipInit (De and Smith 2020, arXiv:2002.10444,
+section 4), by Fixup (Zhang et al. 2019, arXiv:1901.09321, section 3), or with nothing in its place.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -17,11 +19,10 @@ import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError
 from nfnets_jax.models import layers
-from nfnets_jax.models.batch_norm import BatchNorm
-from nfnets_jax.models.convolution import conv2d
-from nfnets_jax.models.initialization import Normal
+from nfnets_jax.models.batch_norm import BatchNorm, Conv2D
 
 _REMAT = ("none", "block")
+_NORMALIZATIONS = ("batch", "skipinit", "fixup", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +36,22 @@ class ResNetConfig:
       group_width: channels a group in the first stage; they grow with the width.
       form_d: whether the stem is three 3x3 convolutions and a shortcut of lower resolution starts
         with the mean of 2x2 pixels; else one of 7x7 and one pixel of the four.
+      small_images: whether the stem is one 3x3 convolution that keeps the resolution.
       se_ratio: hidden units of squeeze-excite over its channels; 0 leaves squeeze-excite out.
       train_size, test_size: published side of the square images, in pixels.
       dropout_rate: of the pooled features.
       stochastic_depth_rate: probability of dropping a block's branch, rising from 0 at the first
         block in proportion to the number of blocks before it.
+      normalization: ``"batch"``, or what is done without: ``"skipinit"`` ends each branch in a
+        learned factor that starts at zero; ``"fixup"`` starts branches small by their kernels, and
+        has a scalar bias before all that computes and a factor a branch; ``"none"`` does neither.
       sync_axis: the axis of a ``jax.pmap`` over whose devices batches are normalized together, in
         training here ``"devices"``; empty normalizes on each device alone.
       remat: what is computed anew for the gradient instead of being kept: ``"none"``, or each
         ``"block"`` from its input.
 
     Raises:
-      InputError: no such ``remat``.
+      InputError: no such ``remat`` or ``normalization``.
     """
 
     depth: tuple[int, ...]
@@ -54,36 +59,69 @@ class ResNetConfig:
     groups: int = 1
     group_width: int = 64
     form_d: bool = False
+    small_images: bool = False
     se_ratio: float = 0.0
     train_size: int = 224
     test_size: int = 224
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
+    normalization: str = "batch"
     sync_axis: str = ""
     remat: str = "none"
 
     def __post_init__(self) -> None:
         if self.remat not in _REMAT:
             raise InputError(f"no remat {self.remat!r}; there are {', '.join(_REMAT)}")
+        if self.normalization not in _NORMALIZATIONS:
+            known = ", ".join(_NORMALIZATIONS)
+            raise InputError(f"no normalization {self.normalization!r}; there are {known}")
 
 
 _SE = 1 / 16
 
+# A quarter as wide, for 32 pixels.
+_SMALL = ResNetConfig(
+    (2, 2, 2, 2),
+    width=(64, 128, 256, 512),
+    group_width=16,
+    small_images=True,
+    train_size=32,
+    test_size=32,
+)
+_BATCH_NORMALIZED = {
+    "resnet50": ResNetConfig((3, 4, 6, 3)),
+    "resnet101": ResNetConfig((3, 4, 23, 3)),
+    "resnet152": ResNetConfig((3, 8, 36, 3)),
+    "resnet200": ResNetConfig((3, 24, 36, 3)),
+    "resnet26_small": _SMALL,
+    "resnet50d": ResNetConfig((3, 4, 6, 3), form_d=True),
+    "seresnet50": ResNetConfig((3, 4, 6, 3), se_ratio=_SE),
+    "seresnext50_32x4d": ResNetConfig((3, 4, 6, 3), groups=32, group_width=4, se_ratio=_SE),
+    "seresnext26d_32x4d": ResNetConfig(
+        (2, 2, 2, 2), groups=32, group_width=4, form_d=True, se_ratio=_SE
+    ),
+    "seresnext50d_32x4d": ResNetConfig(
+        (3, 4, 6, 3), groups=32, group_width=4, form_d=True, se_ratio=_SE
+    ),
+    "seresnext101d_32x8d": ResNetConfig(
+        (3, 4, 23, 3), groups=32, group_width=8, form_d=True, se_ratio=_SE
+    ),
+}
+
 VARIANTS: Mapping[str, ResNetConfig] = MappingProxyType(
     {
-        "resnet50": ResNetConfig((3, 4, 6, 3)),
-        "resnet101": ResNetConfig((3, 4, 23, 3)),
-        "resnet152": ResNetConfig((3, 8, 36, 3)),
-        "resnet200": ResNetConfig((3, 24, 36, 3)),
-        "resnet50d": ResNetConfig((3, 4, 6, 3), form_d=True),
-        "seresnet50": ResNetConfig((3, 4, 6, 3), se_ratio=_SE),
-        "seresnext50_32x4d": ResNetConfig((3, 4, 6, 3), groups=32, group_width=4, se_ratio=_SE),
-        "seresnext26d_32x4d": ResNetConfig(
-            (2, 2, 2, 2), groups=32, group_width=4, form_d=True, se_ratio=_SE
-        ),
-        "seresnext101d_32x8d": ResNetConfig(
-            (3, 4, 23, 3), groups=32, group_width=8, form_d=True, se_ratio=_SE
-        ),
+        **_BATCH_NORMALIZED,
+        **{
+            f"{prefix}_{name}": dataclasses.replace(
+                _BATCH_NORMALIZED[name], normalization=normalization
+            )
+            for prefix, normalization in (
+                ("skipinit", "skipinit"),
+                ("fixup", "fixup"),
+                ("unnormalized", "none"),
+            )
+            for name in ("resnet26_small", "resnet50")
+        },
     }
 )
 
@@ -118,7 +156,9 @@ class ResNet(hk.Module):
         """
         config, outputs = self._config, {}
         with jax.named_scope("stem"):
-            x = layers.max_pool(self._stem(images, is_training))
+            x = self._stem(images, is_training)
+            if not config.small_images:
+                x = layers.max_pool(x)
         blocks = sum(config.depth)
         keep = None
         if keys is not None and config.stochastic_depth_rate > 0:
@@ -139,30 +179,34 @@ class ResNet(hk.Module):
                 outputs[f"stage_{number}"] = x
         with jax.named_scope("head"):
             pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-            seen = pool
+            fixup = config.normalization == "fixup"
+            seen = _Bias(name="bias")(pool) if fixup else pool
             if keys is not None and config.dropout_rate > 0:
                 dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
                 seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
-            linear = layers.Linear(pool.shape[-1], self._num_classes, std=0.01, name="linear")
+            std = 0.0 if fixup else 0.01
+            linear = layers.Linear(pool.shape[-1], self._num_classes, std, name="linear")
             logits = layers.linear(linear.parameters(), seen)
         return {**outputs, "pool": pool, "logits": logits}
 
     def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
-        convolutions = (
-            ((32, 3, 2), (32, 3, 1), (64, 3, 1)) if self._config.form_d else ((64, 7, 2),)
-        )
+        convolutions: tuple[tuple[int, int, int], ...] = ((64, 7, 2),)
+        if self._config.small_images:
+            convolutions = ((self._config.width[0], 3, 1),)
+        elif self._config.form_d:
+            convolutions = ((32, 3, 2), (32, 3, 1), (64, 3, 1))
         for index, (channels, kernel, stride) in enumerate(convolutions):
-            x = _convolve(x, channels, kernel, stride, name=f"stem_conv{index}")
-            norm = BatchNorm(self._config.sync_axis, name=f"stem_norm{index}")
-            x = jax.nn.relu(norm(x, is_training))
+            convolution = Conv2D(channels, kernel, stride, name=f"stem_conv{index}")
+            x = _convolve(self._config, convolution, x, is_training, f"stem_norm{index}")
+            x = jax.nn.relu(x)
         return x
 
 
 class _Block(hk.Module):
     """Bottleneck of 1x1, grouped 3x3 and 1x1 convolutions, added to a shortcut.
 
-    The last scale starts at zero, so that the network starts as its shortcuts (Goyal et al. 2017,
-    arXiv:1706.02677, section 5.1).
+    Its last scale starts at zero, so that the network starts as its shortcuts (Goyal et al. 2017,
+    arXiv:1706.02677, section 5.1); so do SkipInit's gain and the last kernel of Fixup.
     """
 
     def __init__(self, config: ResNetConfig, width: int, stride: int):
@@ -177,22 +221,27 @@ class _Block(hk.Module):
         ``keep`` ``[N]`` says which examples keep the branch (stochastic depth); None keeps all.
         """
         config, width, stride = self._config, self._width, self._stride
-        axis = config.sync_axis
+        convolve = functools.partial(_convolve, config, is_training=is_training)
         inner = config.groups * config.group_width * width // config.width[0]
+        gain = last_gain = 1.0
+        if config.normalization == "fixup":
+            # L branches of m = 3 layers each: the first ones by L ** (-1 / (2m - 2)), the last 0.
+            gain, last_gain = sum(config.depth) ** -0.25, 0.0
         shortcut = x
         if stride > 1 or x.shape[-1] != width:
             pools = config.form_d and stride > 1
             shortcut = layers.average_pool(x) if pools else x
-            shortcut = _convolve(shortcut, width, 1, 1 if pools else stride, name="conv_shortcut")
-            shortcut = BatchNorm(axis, name="norm_shortcut")(shortcut, is_training)
-        branch = _convolve(x, inner, 1, name="conv0")
-        branch = jax.nn.relu(BatchNorm(axis, name="norm0")(branch, is_training))
-        branch = _convolve(branch, inner, 3, stride, config.groups, name="conv1")
-        branch = jax.nn.relu(BatchNorm(axis, name="norm1")(branch, is_training))
-        branch = _convolve(branch, width, 1, name="conv2")
-        branch = BatchNorm(axis, initial_scale=0.0, name="norm2")(branch, is_training)
+            convolution = Conv2D(width, 1, 1 if pools else stride, name="conv_shortcut")
+            shortcut = convolve(convolution, shortcut, norm="norm_shortcut")
+        reduce = Conv2D(inner, 1, gain=gain, name="conv0")
+        branch = jax.nn.relu(convolve(reduce, x, norm="norm0"))
+        spatial = Conv2D(inner, 3, stride, config.groups, gain=gain, name="conv1")
+        branch = jax.nn.relu(convolve(spatial, branch, norm="norm1"))
+        expand = Conv2D(width, 1, gain=last_gain, name="conv2")
+        branch = convolve(expand, branch, norm="norm2", ends_branch=True)
         if config.se_ratio > 0:
-            gate = layers.SqueezeExcite(width, config.se_ratio, "squeeze_excite").parameters()
+            hidden = max(1, int(width * config.se_ratio))
+            gate = layers.SqueezeExcite(width, hidden, "squeeze_excite").parameters()
             squeeze, excite = (layer.weights(x.dtype) for layer in gate)
             branch *= layers.squeeze_excite((squeeze, excite), branch)[:, None, None, :]
         if keep is not None:
@@ -201,21 +250,51 @@ class _Block(hk.Module):
 
 
 def _convolve(
-    x: jax.Array, channels: int, kernel: int, stride: int = 1, groups: int = 1, *, name: str
+    config: ResNetConfig,
+    convolution: Conv2D,
+    x: jax.Array,
+    is_training: bool,
+    norm: str,
+    ends_branch: bool = False,
 ) -> jax.Array:
-    """Convolves with ``w`` ``[k, k, I / groups, O]`` of a module of this name; no bias."""
-    shape = (kernel, kernel, x.shape[-1] // groups, channels)
-    return conv2d(x, _Kernel(shape, name)().astype(x.dtype), stride)
+    """Convolves and normalizes, or does what ``config.normalization`` does instead.
+
+    ``norm`` is the name of the module that has its parameters.
+    """
+    if config.normalization == "batch":
+        initial_scale = 0.0 if ends_branch else 1.0
+        batch_norm = BatchNorm(config.sync_axis, initial_scale=initial_scale, name=norm)
+        return batch_norm(convolution(x), is_training)
+    if config.normalization == "fixup":
+        x = convolution(_Bias(name=f"{norm}_before")(x))
+        if ends_branch:
+            x = _Gain(1.0, name=f"{norm}_gain")(x)
+        return _Bias(name=norm)(x)
+    x = convolution(x)
+    x = _Bias(x.shape[-1:], name=norm)(x)
+    if ends_branch and config.normalization == "skipinit":
+        x = _Gain(0.0, name=f"{norm}_gain")(x)
+    return x
 
 
-class _Kernel(hk.Module):
-    """``w``, which starts Gaussian, with variance two over the fan-out (He et al. 2015)."""
+class _Bias(hk.Module):
+    """Adds ``bias``, a number or one a channel, which starts at zero."""
 
-    def __init__(self, shape: tuple[int, ...], name: str):
+    def __init__(self, shape: tuple[int, ...] = (), *, name: str):
         super().__init__(name)
         self._shape = shape
 
-    def __call__(self) -> jax.Array:
-        height, width, _, channels = self._shape
-        std = math.sqrt(2 / (height * width * channels))
-        return hk.get_parameter("w", self._shape, init=Normal(std))
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + hk.get_parameter("bias", self._shape, init=jnp.zeros).astype(x.dtype)
+
+
+class _Gain(hk.Module):
+    """Multiplies by ``gain``, a number."""
+
+    def __init__(self, initial: float, *, name: str):
+        super().__init__(name)
+        self._initial = initial
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        initial = hk.initializers.Constant(self._initial)
+        return x * hk.get_parameter("gain", (), init=initial).astype(x.dtype)

@@ -32,6 +32,13 @@ from nfnets_jax.models.convolution import conv2d, in_loop
         (48, 32, 8, 5, 1, 1),
         (96, 32, 8, 1, 2, 1),
         (6, 8, 8, 2, 1, 1),
+        # Depthwise.
+        (9, 6, 6, 5, 1, 6),
+        (8, 6, 6, 3, 2, 6),
+        (7, 6, 6, 5, 2, 6),
+        (8, 6, 6, 2, 3, 6),
+        (2, 6, 6, 5, 2, 6),
+        (5, 6, 6, 1, 2, 6),
     ],
 )
 @pytest.mark.parametrize("looped", [False, True])

@@ -7,27 +7,10 @@ import numpy as np
 import pytest
 
 import nfnets_jax
+from nfnets_jax.errors import InputError
 from tests import golden
 
-# Of the networks as published.
-COUNTS = {
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "resnet50d": 25_576_264,
-    "seresnet50": 28_088_024,
-    "seresnext26d_32x4d": 16_809_512,
-    "seresnext50_32x4d": 27_559_896,
-    "seresnext101d_32x8d": 93_588_280,
-}
 SMALL: dict[str, Any] = {"depth": (1, 1), "width": (32, 64), "group_width": 8}
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_parameter_count_is_the_published_one(name: str) -> None:
-    init = functools.partial(nfnets_jax.create_model(name).init, jax.random.key(0))
-    params, _ = jax.eval_shape(init, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
-    assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params)) == COUNTS[name]
 
 
 def run(model: Any, is_training: bool) -> Any:
@@ -70,3 +53,47 @@ def test_devices_normalize_together_only_if_asked_to(sync_axis: str) -> None:
             states,
             expected_state,
         )
+
+
+@pytest.mark.parametrize("route", ["skipinit", "fixup", "none"])
+def test_routes_without_normalization_start_as_they_say(route: str) -> None:
+    """By SkipInit and Fixup as the shortcuts, but with branches that learn; else with branches."""
+    model = nfnets_jax.create_model(
+        "resnet26_small", 10, features=True, normalization=route, **SMALL
+    )
+    images = jnp.asarray(golden.images(4, 8))
+    params, state = model.init(jax.random.key(0), images)
+    assert state == {}
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def run(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        outputs, _ = model.apply(params, state, None, images, True)
+        return jnp.sum(outputs["stage_2"] ** 2), outputs["stage_2"]
+
+    gradient, outputs = run(params, images)
+    kernel = {"w": params["ResNet/block/conv0"]["w"] + 1.0}
+    _, changed = run({**params, "ResNet/block/conv0": kernel}, images)
+    assert (np.abs(changed - outputs).max() == 0) == (route != "none")
+    last = {"skipinit": "norm2_gain", "fixup": "conv2", "none": "conv2"}[route]
+    assert all(np.abs(leaf).max() > 0 for leaf in gradient[f"ResNet/block/{last}"].values())
+    # Without normalization an example does not depend on the others.
+    _, among_others = run(params, jnp.concatenate([images[:2], 3 * images[2:]]))
+    np.testing.assert_allclose(among_others[:2], outputs[:2], atol=1e-5)
+
+
+def test_fixup_scales_branches_down_by_their_number() -> None:
+    """Zhang et al. 2019, section 3: for L branches of 3 layers, by the fourth root of L."""
+    images = jnp.zeros((1, 8, 8, 3))
+    usual, _ = nfnets_jax.create_model("resnet26_small").init(jax.random.key(0), images)
+    fixup, _ = nfnets_jax.create_model("fixup_resnet26_small").init(jax.random.key(0), images)
+    for convolution, factor in (("conv0", 8**-0.25), ("conv1", 8**-0.25), ("conv_shortcut", 1)):
+        module = f"ResNet/block_2/{convolution}"
+        ours, theirs = np.std(fixup[module]["w"]), np.std(usual[module]["w"])
+        assert ours / theirs == pytest.approx(factor, rel=0.05)
+    assert not np.any(fixup["ResNet/block/conv2"]["w"]) and not np.any(fixup["ResNet/linear"]["w"])
+
+
+def test_normalization_must_be_known() -> None:
+    with pytest.raises(InputError, match="no normalization 'batches'; there are batch, skipinit"):
+        nfnets_jax.create_model("resnet50", normalization="batches")

@@ -5,6 +5,8 @@ features. Where a shortcut takes the mean of 2x2 pixels, no resolution is lost a
 mean keeps the variance of neighbours that are alike, as in photographs, but a quarter of noise's.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,21 +33,9 @@ def gaussian_images() -> jax.Array:
     return jax.random.normal(jax.random.key(1), (8, 64, 64, 3))
 
 
-@pytest.mark.parametrize(
-    ("name", "stride"), [("nfnet_f0", 1), ("nf_resnet50", 2), ("nf_regnet_b0", 1)]
-)
-def test_normalizer_free_blocks_keep_to_the_analytic_variance(name: str, stride: int) -> None:
-    model = nfnets_jax.create_model(
-        name,
-        10,
-        features=True,
-        width=WIDTH,
-        depth=(1,) * 6,
-        strides=(1, 1, 1, stride, 1, 1),
-        stem=((64, 2),),
-        alpha=ALPHA,
-    )
-    images = gaussian_images()
+def measure(name: str, images: jax.Array, **overrides: Any) -> tuple[np.ndarray, np.ndarray]:
+    """``variances_and_shifts`` of a model of so many stages of one block each."""
+    model = nfnets_jax.create_model(name, 10, features=True, **overrides)
 
     @jax.jit
     def run(rng: jax.Array) -> dict[str, jax.Array]:
@@ -55,8 +45,56 @@ def test_normalizer_free_blocks_keep_to_the_analytic_variance(name: str, stride:
         return model.apply(params, state, None, images, False)[0]
 
     outputs = run(jax.random.key(0))
-    variances, shifts = variances_and_shifts([outputs[f"stage_{i}"] for i in range(1, 7)])
+    blocks = len(overrides["depth"])
+    return variances_and_shifts([outputs[f"stage_{i + 1}"] for i in range(blocks)])
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [("nfnet_f0", 1), ("nf_resnet50", 2), ("nf_regnet_b0", 1)]
+)
+def test_normalizer_free_blocks_keep_to_the_analytic_variance(name: str, stride: int) -> None:
+    variances, shifts = measure(
+        name,
+        gaussian_images(),
+        width=WIDTH,
+        depth=(1,) * 6,
+        strides=(1, 1, 1, stride, 1, 1),
+        stem=((64, 2),),
+        alpha=ALPHA,
+    )
     np.testing.assert_allclose(variances, PREDICTED, rtol=0.15)
+    assert shifts.max() < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name for name in nfnets_jax.list_models("nf*") if not name.endswith("_plus")]
+)
+def test_every_block_of_every_normalizer_free_model_keeps_to_it(name: str) -> None:
+    """At its own depth; the wide networks a quarter as wide."""
+    config = nfnets_jax.create_model(name).config
+    narrower = 4 if max(config.width) > 1024 else 1
+    # A stage that keeps the resolution has to widen, to be a transition all the same.
+    widths = [
+        width // narrower + 32 * stage
+        for stage, (width, depth) in enumerate(zip(config.width, config.depth, strict=True), 1)
+        for _ in range(depth)
+    ]
+    expected, variance = [], 1.0
+    for width, before in zip(widths, [64, *widths], strict=False):
+        variance = (variance if width == before else 1.0) + config.alpha**2
+        expected.append(variance)
+    ones = (1,) * len(widths)
+    variances, shifts = measure(
+        name,
+        gaussian_images()[:, :32, :32],
+        width=tuple(widths),
+        depth=ones,
+        strides=ones,
+        stem=((64, 2),),
+        group_size=config.group_size and min(config.group_size, 16),
+    )
+    np.testing.assert_allclose(variances, expected, rtol=0.15)
     assert shifts.max() < 0.1
 
 

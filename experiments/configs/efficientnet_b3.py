@@ -1,0 +1,10 @@
+"""EfficientNet-B3 on ImageNet: ``python -m experiments.run --config=efficientnet_b3``."""
+
+from ml_collections import ConfigDict
+
+from experiments import recipes
+
+
+def get_config() -> ConfigDict:
+    """The paper's recipe, but for what ``recipes.efficientnet_imagenet`` names."""
+    return recipes.efficientnet_imagenet(3)

@@ -1,0 +1,296 @@
+"""All models for ImageNet in one table: what they are, what they ask for, what is reported of them.
+
+    python -m experiments.model_table
+    python -m experiments.model_table --measure=nfnet_f0,resnet50,efficientnet_b0
+
+Prints the table and writes it to ``docs/model_table.md`` and ``.csv``, with pictures of accuracy
+against training step, parameters and multiply-adds in ``docs/images``. Counts need no run.
+
+``--measure`` times one training step at the training resolution and inference at the test
+resolution, on one device, each in a process of its own. The times are kept as they come, in
+``docs/model_table.json``: the same command again goes on where it stopped, and measures nothing
+twice. Without that file all is measured anew. A model that fails is left out, and said to be; the
+exit code is then 1.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import rich.console
+import rich.progress
+from matplotlib.figure import Figure
+
+import nfnets_jax
+from experiments.published_results import PUBLISHED, TIMES_SOURCE, Published
+from nfnets_jax.atomically import written
+from nfnets_jax.errors import InputError, nearest
+from nfnets_jax.models import counting
+from nfnets_jax.models.registry import PRECISIONS, Model
+
+# Networks for smaller images have no place beside the others.
+_MIN_SIZE = 128
+_CONDITIONS = ("date", "processor", "device", "python", "jax", "haiku", "batch", "precision")
+_HEADER = (
+    "model",
+    "parameters (million)",
+    "pixels, training / test",
+    "multiply-adds (billion)",
+    "activations (million)",
+    "training step (s)",
+    "inference (s)",
+    "top-1 (%)",
+    "top-5 (%)",
+    "TPUv3 step (ms)",
+    "V100 step (ms)",
+)
+_NOTES = """\
+Multiply-adds ("FLOPs") and activations, the outputs of convolutions and matrix products, are for
+one image at the test resolution, counted by `nfnets_jax.models.counting`.
+"""
+_FAMILIES = {"nfnet_f": "NFNet", "efficientnet_b": "EfficientNet"}
+# By what accuracy is drawn, and the label of it.
+_PICTURES = (
+    ("training_step", "training step on a TPUv3, 32 images a device, as published (ms)"),
+    ("parameters", "parameters (million)"),
+    ("multiply_adds", "multiply-adds of an image at the test resolution (billion)"),
+)
+
+Times = Mapping[str, Any]
+
+
+class Row(NamedTuple):
+    """What is known of a model; ``times`` is empty where nothing was measured."""
+
+    model: Model
+    summary: counting.Summary
+    times: Times
+    published: Published
+
+
+class MeasurementError(Exception):
+    """A model could not be timed."""
+
+
+def main() -> None:
+    """Makes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="*", help="which, as a pattern, such as 'nfnet_f?'")
+    parser.add_argument("--measure", default="", help="models to time, with commas between; or all")
+    parser.add_argument("--batch", type=int, default=8, help="images a step")
+    parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after two")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the tables")
+    arguments = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # The device is left to the processes that time.
+    try:
+        failed = _make(arguments)
+    except InputError as error:
+        sys.exit(str(error))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _make(arguments: argparse.Namespace) -> list[str]:
+    """The names of models that could not be timed."""
+    listed = [nfnets_jax.create_model(name) for name in nfnets_jax.list_models(arguments.models)]
+    models = {model.name: model for model in listed if model.config.test_size >= _MIN_SIZE}
+    if not models:
+        raise InputError(f"no model for ImageNet is called like {arguments.models!r}")
+    wanted = list(models)
+    if arguments.measure != "all":
+        wanted = [name for name in arguments.measure.split(",") if name]
+    for name in wanted:
+        if name not in models:
+            raise InputError(f"--measure: no model {name!r}; {nearest(name, models)}")
+    times, failed = _measured([models[name] for name in wanted], arguments)
+    bar = rich.progress.track(
+        models.values(), "counting", console=rich.console.Console(stderr=True)
+    )
+    rows = [
+        Row(
+            model,
+            counting.summarize(model, model.config.test_size),
+            times.get(model.name, {}),
+            PUBLISHED.get(model.name, Published()),
+        )
+        for model in bar
+    ]
+    table = _table(rows)
+    print(table)
+    with written(arguments.out / "model_table.md") as partial:
+        partial.write_text(table)
+    _write_csv(rows, arguments.out / "model_table.csv")
+    for name, label in _PICTURES:
+        with written(arguments.out / "images" / f"accuracy_by_{name}.png") as partial:
+            _picture(rows, name, label).savefig(partial, dpi=150, format="png")
+    return failed
+
+
+def _measured(
+    models: Sequence[Model], arguments: argparse.Namespace
+) -> tuple[dict[str, Times], list[str]]:
+    """Times by model, those of earlier commands too, and the names of models that failed."""
+    file: Path = arguments.out / "model_table.json"
+    times: dict[str, Times] = {}
+    if file.is_file():
+        try:
+            times = json.loads(file.read_text())
+        except ValueError:
+            raise InputError(f"{file} is no JSON; without it all is measured anew") from None
+    conditions = {"batch": arguments.batch, "precision": arguments.precision}
+    missing = [
+        model for model in models if not conditions.items() <= times.get(model.name, {}).items()
+    ]
+    failed, start = [], time.perf_counter()
+    for index, model in enumerate(missing):
+        print(f"timing {model.name}, {index + 1} of {len(missing)}", file=sys.stderr, flush=True)
+        try:
+            training = _time(model, model.config.train_size, arguments)
+            inference = _time(model, model.config.test_size, arguments, "--forward")
+        except MeasurementError as error:
+            failed.append(model.name)
+            print(f"{model.name} is left out: {error}", file=sys.stderr, flush=True)
+            continue
+        times[model.name] = {
+            "training_seconds": training["seconds"],
+            "inference_seconds": inference["seconds"],
+            **{key: training[key] for key in _CONDITIONS},
+        }
+        with written(file) as partial:
+            partial.write_text(json.dumps(times, indent=1) + "\n")
+        left = (time.perf_counter() - start) / (index + 1) * (len(missing) - index - 1)
+        print(
+            f"{model.name}: training step {training['seconds']:.3g} s, inference "
+            f"{inference['seconds']:.3g} s; about {left / 60:.0f} minutes left",
+            file=sys.stderr,
+            flush=True,
+        )
+    return times, failed
+
+
+def _time(model: Model, size: int, arguments: argparse.Namespace, *flags: str) -> Times:
+    """What ``benchmarks.train_step`` prints."""
+    settings = {
+        "model": model.name,
+        "size": size,
+        "batch": arguments.batch,
+        "steps": arguments.steps,
+        "precision": arguments.precision,
+    }
+    named = (f"--{key}={value}" for key, value in settings.items())
+    command = [sys.executable, "-m", "benchmarks.train_step", *named, *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done.check_returncode()
+        return json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.CalledProcessError, IndexError, ValueError) as error:
+        last = done.stderr.strip().splitlines()[-1:] or [str(error)]
+        raise MeasurementError(f"{' '.join(command[1:])}: {last[0]}") from None
+
+
+def _cells(row: Row) -> list[str]:
+    published, work = row.published, row.summary.work
+    config = row.model.config
+    return [
+        row.model.name + (f" {published.note}" if published.note else ""),
+        f"{row.summary.parameters / 1e6:.2f}",
+        f"{config.train_size} / {config.test_size}",
+        f"{work.multiply_adds / 1e9:.2f}",
+        f"{work.activations / 1e6:.1f}",
+        *(
+            f"{row.times[key]:.3g}" if row.times else ""
+            for key in ("training_seconds", "inference_seconds")
+        ),
+        *("" if value is None else f"{value}" for value in published[:4]),
+    ]
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = ["# All models", "", "| " + " | ".join(_HEADER) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(_HEADER) - 1))
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    lines += ["", _NOTES]
+    measured: dict[str, list[str]] = {}
+    for row in rows:
+        if row.times:
+            conditions = ", ".join(f"{key} {row.times[key]}" for key in _CONDITIONS)
+            measured.setdefault(conditions, []).append(row.model.name)
+    for conditions, names in measured.items():
+        timed = f"Seconds a batch of {', '.join(names)}"
+        lines += [f"{timed}: medians of `benchmarks.train_step`; {conditions}.", ""]
+    for source in dict.fromkeys(row.published.source for row in rows if row.published.source):
+        names = [row.model.name for row in rows if row.published.source == source]
+        lines += [f"Accuracies of {', '.join(names)}: {source}.", ""]
+    if any(row.published.tpu_ms for row in rows):
+        lines += ["Published training steps, at 32 images a device: " + TIMES_SOURCE + ".", ""]
+    for name, _ in _PICTURES:
+        lines += [f"![Accuracy by {name.replace('_', ' ')}](images/accuracy_by_{name}.png)", ""]
+    return "\n".join(lines)
+
+
+def _write_csv(rows: Sequence[Row], file: Path) -> None:
+    """Plain numbers, empty where there are none."""
+    with written(file) as partial, partial.open("w", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(
+            ["model", "parameters", "train_size", "test_size", "multiply_adds", "activations",
+             "training_seconds", "inference_seconds", *_CONDITIONS, *Published._fields]
+        )  # fmt: skip
+        for row in rows:
+            config, work = row.model.config, row.summary.work
+            measured = ("training_seconds", "inference_seconds", *_CONDITIONS)
+            writer.writerow(
+                [
+                    row.model.name,
+                    row.summary.parameters,
+                    config.train_size,
+                    config.test_size,
+                    *work,
+                    *(row.times.get(key) for key in measured),
+                    *row.published,
+                ]
+            )
+
+
+def _picture(rows: Sequence[Row], name: str, label: str) -> Figure:
+    """Published top-1 against a figure, a line a family."""
+
+    def place(row: Row) -> float | None:
+        return {
+            "training_step": row.published.tpu_ms,
+            "parameters": row.summary.parameters / 1e6,
+            "multiply_adds": row.summary.work.multiply_adds / 1e9,
+        }[name]
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for prefix, family in _FAMILIES.items():
+        relatives = [row for row in rows if row.model.name.startswith(prefix)]
+        points = [
+            (x, y, row.model.name.removeprefix(prefix))
+            for row in relatives
+            if (x := place(row)) and (y := row.published.top1)
+        ]
+        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=family)
+        for x, y, number in points:
+            text = f"{prefix[-1].upper()}{number}"
+            axes.annotate(text, (x, y), (4, -10), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel=label, ylabel="ImageNet top-1, as published (%)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    main()

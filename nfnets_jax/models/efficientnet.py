@@ -1,0 +1,232 @@
+"""EfficientNets, the batch-normalized family that NFNets are measured against.
+
+Tan and Le 2019, arXiv:1905.11946: the blocks of table 1 (inverted bottlenecks, Sandler et al. 2018,
+arXiv:1801.04381, with squeeze-excite, Hu et al. 2018, arXiv:1709.01507), scaled in width, depth and
+image size together (section 3.3). The factors are those of the networks as released.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnets_jax.errors import InputError
+from nfnets_jax.models import layers
+from nfnets_jax.models.batch_norm import BatchNorm, Conv2D
+
+_REMAT = ("none", "block")
+
+
+class Stage(NamedTuple):
+    """Equal blocks in a row; channels and blocks are those of B0, before scaling."""
+
+    expansion: int
+    kernel: int
+    stride: int
+    channels: int
+    blocks: int
+
+
+_STAGES = (
+    Stage(1, 3, 1, 16, 1),
+    Stage(6, 3, 2, 24, 2),
+    Stage(6, 5, 2, 40, 2),
+    Stage(6, 3, 2, 80, 3),
+    Stage(6, 5, 1, 112, 3),
+    Stage(6, 5, 2, 192, 4),
+    Stage(6, 3, 1, 320, 1),
+)
+_STEM_CHANNELS = 32
+_HEAD_CHANNELS = 1280
+# Channels are multiples of this.
+_DIVISOR = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientNetConfig:
+    """One variant of the family.
+
+    Attributes:
+      width_factor: of all channels of B0.
+      depth_factor: of the blocks of each stage of B0.
+      train_size, test_size: published side of the square images, in pixels.
+      dropout_rate: of the pooled features.
+      stochastic_depth_rate: probability of dropping a block's branch, rising from 0 at the first
+        block in proportion to the number of blocks before it. Branches that are kept are scaled up
+        in training, as published.
+      se_ratio: hidden units of squeeze-excite over the channels that come into the block.
+      stages: what is scaled.
+      sync_axis: the axis of a ``jax.pmap`` over whose devices batches are normalized together, in
+        training here ``"devices"``; empty normalizes on each device alone.
+      remat: what is computed anew for the gradient instead of being kept: ``"none"``, or each
+        ``"block"`` from its input.
+
+    Raises:
+      InputError: no such ``remat``.
+    """
+
+    width_factor: float
+    depth_factor: float
+    train_size: int
+    test_size: int
+    dropout_rate: float
+    stochastic_depth_rate: float = 0.2
+    se_ratio: float = 0.25
+    stages: tuple[Stage, ...] = _STAGES
+    sync_axis: str = ""
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.remat not in _REMAT:
+            raise InputError(f"no remat {self.remat!r}; there are {', '.join(_REMAT)}")
+
+
+# B0 to B7: width, depth, image size, dropout rate.
+_SCALED = (
+    (1.0, 1.0, 224, 0.2),
+    (1.0, 1.1, 240, 0.2),
+    (1.1, 1.2, 260, 0.3),
+    (1.2, 1.4, 300, 0.3),
+    (1.4, 1.8, 380, 0.4),
+    (1.6, 2.2, 456, 0.4),
+    (1.8, 2.6, 528, 0.5),
+    (2.0, 3.1, 600, 0.5),
+)
+
+VARIANTS: Mapping[str, EfficientNetConfig] = MappingProxyType(
+    {
+        f"efficientnet_b{index}": EfficientNetConfig(width, depth, size, size, dropout_rate)
+        for index, (width, depth, size, dropout_rate) in enumerate(_SCALED)
+    }
+)
+
+
+class EfficientNet(hk.Module):
+    """The network; its parameters and running statistics are Haiku's."""
+
+    def __init__(self, config: EfficientNetConfig, num_classes: int):
+        super().__init__("EfficientNet")
+        self._config = config
+        self._num_classes = num_classes
+
+    def __call__(
+        self,
+        images: jax.Array,
+        keys: jax.Array | None,
+        is_training: bool,
+        features: bool = False,
+    ) -> dict[str, jax.Array]:
+        """Classifies images.
+
+        Args:
+          images: ``[N, H, W, C]`` floats, normalized, in the dtype to compute in.
+          keys: ``[N]`` random keys, one an example, for stochastic depth and dropout; None turns
+            both off.
+          is_training: whether batches are normalized by their own statistics.
+          features: also return the output of each stage.
+
+        Returns:
+          ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with ``features``
+          also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
+        """
+        config, outputs = self._config, {}
+        convolve = functools.partial(_convolve, config=config, is_training=is_training)
+        with jax.named_scope("stem"):
+            x = jax.nn.silu(convolve(images, self._channels(_STEM_CHANNELS), 3, 2, name="stem"))
+        depths = [math.ceil(config.depth_factor * stage.blocks) for stage in config.stages]
+        rates = config.stochastic_depth_rate * jnp.arange(sum(depths)) / sum(depths)
+        keep = None
+        if keys is not None and config.stochastic_depth_rate > 0:
+            keep = layers.survivors(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rates)
+        index = 0
+        for number, (stage, depth) in enumerate(zip(config.stages, depths, strict=True), start=1):
+            width = self._channels(stage.channels)
+            with jax.named_scope(f"stage_{number}"):
+                for place in range(depth):
+                    stride = stage.stride if place == 0 else 1
+                    block = _Block(config, stage.expansion, stage.kernel, stride, width)
+                    run = functools.partial(block, is_training=is_training)
+                    if config.remat == "block":
+                        run = hk.remat(run)
+                    x = run(x, None if keep is None else keep[index] / (1 - rates[index]))
+                    index += 1
+            if features:
+                outputs[f"stage_{number}"] = x
+        with jax.named_scope("head"):
+            x = jax.nn.silu(convolve(x, self._channels(_HEAD_CHANNELS), 1, name="head"))
+            pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+            seen = pool
+            if keys is not None and config.dropout_rate > 0:
+                dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+                seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
+            linear = layers.Linear(pool.shape[-1], self._num_classes, std=0.01, name="linear")
+            logits = layers.linear(linear.parameters(), seen)
+        return {**outputs, "pool": pool, "logits": logits}
+
+    def _channels(self, channels: int) -> int:
+        """So many of B0's, scaled: the nearest multiple that is not over a tenth too few."""
+        scaled = self._config.width_factor * channels
+        nearest = max(_DIVISOR, int(scaled / _DIVISOR + 0.5) * _DIVISOR)
+        return nearest if nearest >= 0.9 * scaled else nearest + _DIVISOR
+
+
+class _Block(hk.Module):
+    """Inverted bottleneck: 1x1 up, depthwise, squeeze-excite, 1x1 down, added to its input."""
+
+    def __init__(
+        self, config: EfficientNetConfig, expansion: int, kernel: int, stride: int, width: int
+    ):
+        super().__init__("block")
+        self._config = config
+        self._expansion = expansion
+        self._kernel = kernel
+        self._stride = stride
+        self._width = width
+
+    def __call__(self, x: jax.Array, keep: jax.Array | None, is_training: bool) -> jax.Array:
+        """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), width]``.
+
+        ``keep`` ``[N]`` is the factor of each example's branch, 0 for those that are dropped
+        (stochastic depth); None keeps all.
+        """
+        config, channels = self._config, x.shape[-1]
+        inner = channels * self._expansion
+        convolve = functools.partial(_convolve, config=config, is_training=is_training)
+        branch = x
+        if self._expansion > 1:
+            branch = jax.nn.silu(convolve(branch, inner, 1, name="expand"))
+        branch = convolve(branch, inner, self._kernel, self._stride, inner, name="depthwise")
+        branch = jax.nn.silu(branch)
+        hidden = max(1, int(channels * config.se_ratio))
+        gate = layers.SqueezeExcite(inner, hidden, "squeeze_excite").parameters()
+        squeeze, excite = (layer.weights(x.dtype) for layer in gate)
+        factors = layers.squeeze_excite((squeeze, excite), branch, jax.nn.silu)
+        branch = convolve(branch * factors[:, None, None, :], self._width, 1, name="project")
+        if self._stride > 1 or channels != self._width:
+            return branch
+        if keep is not None:
+            branch *= keep.astype(x.dtype)[:, None, None, None]
+        return x + branch
+
+
+def _convolve(
+    x: jax.Array,
+    channels: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    *,
+    config: EfficientNetConfig,
+    is_training: bool,
+    name: str,
+) -> jax.Array:
+    """A convolution, normalized; the averages are slower here than in ResNets, as published."""
+    x = Conv2D(channels, kernel, stride, groups, name=f"{name}_conv")(x)
+    norm = BatchNorm(config.sync_axis, decay=0.99, epsilon=1e-3, name=f"{name}_norm")
+    return norm(x, is_training)
