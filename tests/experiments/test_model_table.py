@@ -51,12 +51,13 @@ def test_table_has_counts_times_and_published_results(
     commands: list[list[str]],
 ) -> None:
     only = "--models=*f*net_[fb][01]"
-    make(monkeypatch, tmp_path, only, "--measure=nfnet_f0")
+    make(monkeypatch, tmp_path, only, "--measure=nfnet_f0", "--remark=idle")
     table = capsys.readouterr().out
     assert (tmp_path / "model_table.md").read_text() + "\n" == table
     assert "| nfnet_f0 | 71.49 | 192 / 256 | 12.38 | 18.0 | 1.5 | 1.5 | 83.6 | 96.8 |" in table
     assert "| efficientnet_b0 | 5.29 | 224 / 224 | 0.39 |" in table
     assert "Seconds a batch of nfnet_f0" in table and "date 2026-01-01" in table
+    assert "precision float32; idle." in table
     with (tmp_path / "model_table.csv").open() as lines:
         rows = {row["model"]: row for row in csv.DictReader(lines)}
     assert rows["nfnet_f0"]["parameters"] == "71489284"
