@@ -54,9 +54,9 @@ _HEADER = (
 )
 _NOTES = """\
 Multiply-adds ("FLOPs") and activations, the outputs of convolutions and matrix products, are for
-one image at the test resolution, counted by `nfnets_jax.models.counting`. Where papers print them
-they agree within 3%, but for EfficientNet-B4 and B5: 4.2 and 9.9 billion are printed. Of B4,
-torchvision's documentation has 4.39, too.
+one image at the test resolution, counted by `nfnets_jax.models.counting`. Those of NFNets,
+ResNet-50 and EfficientNets are within 3% of the published ones, but for EfficientNet-B4 and B5, of
+which 4.2 and 9.9 billion are published. Of B4, torchvision's documentation has 4.39, too.
 """
 _FAMILIES = {"nfnet_f": "NFNet", "efficientnet_b": "EfficientNet"}
 # By what accuracy is drawn, and the label of it.
