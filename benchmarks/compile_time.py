@@ -9,6 +9,7 @@ import argparse
 import json
 from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 
@@ -27,15 +28,15 @@ def main() -> None:
     overrides: dict[str, Any] = {"looped_blocks": 1000} if arguments.unrolled else {}
     model = nfnets_jax.create_model(arguments.model, **overrides)
     images = jax.ShapeDtypeStruct((arguments.batch, arguments.size, arguments.size, 3), jnp.float32)
-    params = machine.parameter_shapes(model, images)
+    params, state = jax.eval_shape(model.init, jax.random.key(0), images)
 
     @jax.jit
     @jax.grad
-    def gradient(params: dict, images: jax.Array) -> jax.Array:
-        outputs, _ = model.apply(params, {}, None, images, False)
+    def gradient(params: hk.Params, state: hk.State, images: jax.Array) -> jax.Array:
+        outputs, _ = model.apply(params, state, None, images, False)
         return jnp.mean(jnp.square(outputs["logits"]))
 
-    compilation = machine.compilation(gradient, params, images)
+    compilation = machine.compilation(gradient, params, state, images)
     figures = {
         "trace_seconds": compilation.trace_seconds,
         "compile_seconds": compilation.compile_seconds,

@@ -9,11 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
-
-from nfnets_jax.models.registry import Model
 
 
 def describe() -> dict[str, Any]:
@@ -63,12 +60,6 @@ def compilation(jitted: Any, *args: Any) -> Compilation:
     traced = time.perf_counter()
     compiled = lowered.compile()
     return Compilation(compiled, traced - start, time.perf_counter() - traced)
-
-
-def parameter_shapes(model: Model, images: jax.ShapeDtypeStruct) -> hk.Params:
-    """``{module: {parameter: shape and dtype}}`` of a model; no parameters are made."""
-    params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
-    return params
 
 
 def matmul_rate(dtype: jnp.dtype) -> float:
