@@ -44,12 +44,16 @@ class Model:
       name: the name it was created by.
       num_classes: length of the logits.
       config: the variant's settings, overrides applied.
+      precision: what is computed in.
+      features: whether the outputs hold those of the stages.
     """
 
     name: str
     num_classes: int
     config: Any
     _network: _Network
+    precision: str
+    features: bool
 
     def init(
         self, rng: jax.Array, images: jax.Array, is_training: bool = True
@@ -156,8 +160,10 @@ def create_model(
     config = dataclasses.replace(config, **overrides)
     settings = (num_classes, PRECISIONS[precision], features)
     if isinstance(config, resnet.ResNetConfig):
-        return Model(name, num_classes, config, _batch_normalized(config, *settings))
-    return Model(name, num_classes, config, _normalizer_free(config, *settings))
+        network = _batch_normalized(config, *settings)
+    else:
+        network = _normalizer_free(config, *settings)
+    return Model(name, num_classes, config, network, precision, features)
 
 
 def list_models(pattern: str = "*") -> list[str]:
