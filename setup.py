@@ -13,6 +13,7 @@ LIBRARY = [
 ]
 TRAINING = [
     "absl-py>=2.1",
+    "flatbuffers>=24.3",
     "grain>=0.2.10",
     "matplotlib>=3.8",
     "ml-collections>=1.0",

@@ -1,6 +1,9 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,8 +49,8 @@ def test_folded_networks_compute_the_same(name: str, looped_blocks: int) -> None
     params, images = parameters(model), jnp.asarray(golden.images(2, 16))
     # A branch that is off, and one that is all but off.
     skips = [module for module in params if "skip_gain" in params[module]]
-    params[skips[1]]["skip_gain"] = np.float32(0)
-    params[skips[2]]["skip_gain"] = np.float32(-1e-30)
+    params[skips[1]]["skip_gain"] = np.zeros((), np.float32)
+    params[skips[2]]["skip_gain"] = np.full((), -1e-30, np.float32)
     expected, _ = jax.jit(lambda params: model.apply(params, {}, None, images, False))(params)
     assert_close(inference.fold(model, params)(images), expected, 1e-4)
 
@@ -65,6 +68,82 @@ def test_half_precision_stays_what_it_is() -> None:
 def test_batch_normalized_networks_are_refused() -> None:
     with pytest.raises(InputError, match="resnet50 is batch-normalized; networks without can be"):
         inference.fold(nfnets_jax.create_model("resnet50"), {})
+
+
+@pytest.fixture(scope="module")
+def small() -> inference.Frozen:
+    """With grouped convolutions and a loop, for which platforms have forms of their own."""
+    model = nfnets_jax.create_model("nfnet_micro", 7, depth=(1, 3, 1), looped_blocks=2)
+    return inference.fold(model, parameters(model))
+
+
+def test_a_fresh_process_runs_the_artifact_with_jax_alone(
+    tmp_path: Path, small: inference.Frozen
+) -> None:
+    (tmp_path / "artifact").write_bytes(inference.export(small, (8, 8, 3)))
+    blocked = ("haiku", "optax", "chex", "nfnets_jax", "orbax", "cv2")
+    script = (
+        f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
+        "import jax.export, numpy\n"
+        "call = jax.export.deserialize(bytearray(open('artifact', 'rb').read())).call\n"
+        "for n in 1, 3: numpy.savez(str(n), **call(numpy.load('images.npy')[:n]))\n"
+    )
+    images = golden.images(3, 8)
+    np.save(tmp_path / "images.npy", images)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    for count in (1, 3):
+        expected = small(jnp.asarray(images[:count]))
+        with np.load(tmp_path / f"{count}.npz") as outputs:
+            assert outputs.keys() == {"logits", "pool"}
+            for name, array in outputs.items():
+                tolerance = 1e-5 * float(jnp.std(expected[name]))
+                np.testing.assert_allclose(array, expected[name], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "grouped", "dense"),
+    [(["cpu"], False, True), (["cuda", "tpu"], True, False), (["cpu", "tpu"], True, True)],
+)
+def test_platforms_get_their_own_convolutions(
+    small: inference.Frozen, platforms: list[str], grouped: bool, dense: bool
+) -> None:
+    artifact = inference.export(small, (8, 8, 3), platforms=platforms, batch=2)
+    exported = jax.export.deserialize(bytearray(artifact))
+    assert exported.platforms == tuple(platforms)
+    assert exported.in_avals[0].shape == (2, 8, 8, 3)
+    program = exported.mlir_module()
+    # One dense convolution a group of 32 channels, or all 64 channels in two groups.
+    assert ("feature_group_count = 2" in program) == grouped
+    assert ("tensor<3x3x32x32xf32>) -> tensor<2x4x4x32xf32>" in program) == dense
+    # The weights are there once, whatever the number of platforms.
+    assert len(artifact) < 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(small))
+
+
+def test_unknown_platforms_are_refused(small: inference.Frozen) -> None:
+    with pytest.raises(InputError, match="no platform 'gpu'; there are cpu, cuda, rocm, tpu"):
+        inference.export(small, (8, 8, 3), platforms=["cpu", "gpu"])
+
+
+def test_onnx_computes_the_same(small: inference.Frozen) -> None:
+    pytest.importorskip("jax2onnx")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(inference.export_onnx(small, (8, 8, 3)))
+    images = golden.images(3, 8)
+    expected = small(jnp.asarray(images))
+    for output, array in zip(
+        session.get_outputs(), session.run(None, {"images": images}), strict=True
+    ):
+        tolerance = 1e-4 * float(jnp.std(expected[output.name]))
+        np.testing.assert_allclose(array, expected[output.name], rtol=0, atol=tolerance)
+
+
+def test_onnx_without_its_package_is_told(
+    small: inference.Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(InputError, match="pip install jax2onnx"):
+        inference.export_onnx(small, (8, 8, 3))
 
 
 @pytest.mark.slow
