@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -105,6 +105,18 @@ class Model:
           images: ``[N, H, W, C]``; only the channels matter.
         """
         return self._network.prepare(params, images)
+
+    def learning(self, modules: Collection[str]) -> "Model":
+        """The same network, but gradients reach the parameters of these modules alone."""
+
+        def prepare(params: hk.Params, images: jax.Array) -> Any:
+            reached = {
+                module: values if module in modules else jax.lax.stop_gradient(values)
+                for module, values in params.items()
+            }
+            return self._network.prepare(reached, images)
+
+        return dataclasses.replace(self, _network=self._network._replace(prepare=prepare))
 
     def forward(
         self,
