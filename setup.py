@@ -26,7 +26,17 @@ TRAINING = [
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.7",
 ]
-DEVELOPMENT = ["mypy>=1.11", "pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.6"]
+DEVELOPMENT = [
+    "ipykernel>=6.29",
+    "mypy>=1.11",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "pytest>=8.2",
+    "pytest-xdist>=3.6",
+    "ruff>=0.6",
+]
+# It wants an Orbax before 0.11.37, older than that of constraints.txt.
+ONNX = ["jax2onnx>=0.17"]
 
 setup(
     name="nfnets_jax",
@@ -40,7 +50,7 @@ setup(
     packages=find_packages(include=["nfnets_jax*"]),
     package_data={"nfnets_jax": ["py.typed"]},
     install_requires=LIBRARY,
-    extras_require={"train": TRAINING, "dev": TRAINING + DEVELOPMENT},
+    extras_require={"train": TRAINING, "dev": TRAINING + DEVELOPMENT, "onnx": ONNX},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -189,7 +189,7 @@ def export_onnx(network: Frozen, image_shape: Sequence[int], dtype: Any = jnp.fl
     # ONNX has grouped convolutions, as the backends other than XLA's for CPUs do.
     run = _form(network, "onnx")
     names = sorted(jax.eval_shape(run, jax.ShapeDtypeStruct((1, *image_shape), dtype)))
-    any_number: Any = jax.ShapeDtypeStruct(("N", *image_shape), dtype)  # type: ignore[arg-type]
+    any_number: Any = jax.ShapeDtypeStruct(("N", *image_shape), dtype)
     model = jax2onnx.to_onnx(
         lambda images: tuple(run(images)[name] for name in names),
         [any_number],

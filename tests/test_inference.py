@@ -70,6 +70,18 @@ def test_batch_normalized_networks_are_refused() -> None:
         inference.fold(nfnets_jax.create_model("resnet50"), {})
 
 
+@pytest.mark.parametrize("name", ["nfnet_f0", "nf_resnet50", "nf_regnet_b0", "resnet50"])
+def test_features_are_there_at_four_strides(name: str) -> None:
+    model = nfnets_jax.create_model(name, features=True)
+    images = jax.ShapeDtypeStruct((2, 200, 200, 3), jnp.float32)
+    params, state = jax.eval_shape(model.init, jax.random.key(0), images)
+    outputs, _ = jax.eval_shape(
+        lambda params, state, x: model.apply(params, state, None, x, False), params, state, images
+    )
+    for stage, (side, width) in enumerate(zip((50, 25, 13, 7), model.config.width, strict=True), 1):
+        assert outputs[f"stage_{stage}"].shape == (2, side, side, width)
+
+
 @pytest.fixture(scope="module")
 def small() -> inference.Frozen:
     """With grouped convolutions and a loop, for which platforms have forms of their own."""

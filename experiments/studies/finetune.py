@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from experiments import recipes
 from experiments.studies import grid
+from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.sources import Source, fetch, open_split
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import loop
@@ -125,7 +126,7 @@ def _folder(workdir: Path, member: Mapping[str, Any]) -> Path:
 
 def _config(settings: Budget, images: Path, train: str, steps: int, seed: int) -> ConfigDict:
     """Training on the images of a folder, to be tested on those of the same classes."""
-    size = cv2.imread(str(next(images.glob("first/*/*.png")))).shape[0]
+    size = Picture(next(images.glob("first/*/*.png")), "an image").pixels().shape[0]
     config = recipes.small_images("nfnet_micro", "folder", size)
     config.data.dir = str(images / train)
     config.data.test_dir = str(images / f"test-{train.split('-')[0]}")

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,13 @@ from nfnets_jax.training.plan import Plan, make_plan
 from nfnets_jax.training.transfer import heights, scale_by_layer
 from nfnets_jax.weights.published import Tree
 
-SMALL = {"width": (32,), "depth": (1,), "strides": (1,), "stem": ((16, 1),), "group_size": 16}
+SMALL: dict[str, Any] = {
+    "width": (32,),
+    "depth": (1,),
+    "strides": (1,),
+    "stem": ((16, 1),),
+    "group_size": 16,
+}
 LINEAR = "NFNet/~/linear"
 
 
@@ -99,7 +106,10 @@ def test_what_cannot_be_started_from_is_told_before_anything_is_written(tmp_path
 
 def _flops(plan: Plan) -> float:
     """Of one update, as compiled."""
-    batch = {"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.zeros(16, np.int32)}
+    batch: dict[str, np.ndarray] = {
+        "image": np.zeros((16, 8, 8, 1), np.uint8),
+        "label": np.zeros(16, np.int32),
+    }
     state = step.replicate(plan.create_state(), plan.devices)
     update = compile_update(plan, state, step.transfer(batch, plan.devices), print)
     return update.cost_analysis()["flops"]  # type: ignore[attr-defined]
