@@ -1,4 +1,5 @@
 import csv
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,12 @@ def test_no_image_is_learned_from_and_tested_on(tmp_path: Path) -> None:
     assert images["few-0"] != images["few-1"]
     assert not images["few-0"] & images["test-few"]
     assert not images["first"] & images["test-first"]
+
+
+def test_bad_input_ends_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = [f"--workdir={tmp_path / 'study'}", f"--data_dir={tmp_path / 'nowhere'}"]
+    monkeypatch.setattr(sys, "argv", ["finetune", *flags])
+    with pytest.raises(SystemExit) as caught:
+        finetune.main()
+    assert str(caught.value.code).startswith(f"error: no folder {tmp_path / 'nowhere'}: ")
+    assert "\n" not in str(caught.value.code)
