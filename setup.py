@@ -13,6 +13,7 @@ LIBRARY = [
 ]
 TRAINING = [
     "absl-py>=2.1",
+    "flatbuffers>=24.3",
     "grain>=0.2.10",
     "matplotlib>=3.8",
     "ml-collections>=1.0",
@@ -29,11 +30,16 @@ DEVELOPMENT = [
     "equinox>=0.13",
     "flax>=0.12",
     "hypothesis>=6.100",
+    "ipykernel>=6.29",
     "mypy>=1.11",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
     "pytest>=8.2",
     "pytest-xdist>=3.6",
     "ruff>=0.6",
 ]
+# It wants an Orbax before 0.11.37, older than that of constraints.txt.
+ONNX = ["jax2onnx>=0.17"]
 
 setup(
     name="nfnets_jax",
@@ -47,7 +53,7 @@ setup(
     packages=find_packages(include=["nfnets_jax*"]),
     package_data={"nfnets_jax": ["py.typed"]},
     install_requires=LIBRARY,
-    extras_require={"train": TRAINING, "dev": TRAINING + DEVELOPMENT},
+    extras_require={"train": TRAINING, "dev": TRAINING + DEVELOPMENT, "onnx": ONNX},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

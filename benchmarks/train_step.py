@@ -3,7 +3,8 @@
     python -m benchmarks.train_step --model=nfnet_f0 --batch=8 --size=192 --steps=5
 
 The step is the one of ``experiments.run`` on one device: loss, gradient, AGC, SGD with Nesterov
-momentum, moving average of the parameters. ``--forward`` times inference instead.
+momentum, moving average of the parameters. ``--forward`` times inference instead, and with
+``--folded`` that of the weights that ``nfnets_jax.inference.fold`` makes.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from benchmarks import machine
 from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
+from nfnets_jax.inference import fold
 from nfnets_jax.models import convolution, counting
 from nfnets_jax.models.nf_network import REMAT
 from nfnets_jax.models.registry import PRECISIONS, Model
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--remat", default="none", choices=REMAT)
     parser.add_argument("--forward", action="store_true", help="inference, not training")
+    parser.add_argument("--folded", action="store_true", help="of folded weights; with --forward")
     parser.add_argument("--plain", action="store_true", help="with XLA's own convolutions")
     arguments = parser.parse_args()
     try:
@@ -58,7 +61,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.model, _CLASSES, precision=arguments.precision, remat=arguments.remat
     )
     shape = (arguments.batch, arguments.size, arguments.size, 3)
-    measured = (_forward if arguments.forward else _train)(model, shape, arguments.steps)
+    if arguments.forward:
+        measured = _forward(model, shape, arguments.steps, arguments.folded)
+    elif arguments.folded:
+        raise InputError("--folded is inference: give --forward too")
+    else:
+        measured = _train(model, shape, arguments.steps)
     forward = 2.0 * counting.summarize(model, arguments.size).work.multiply_adds
     flops_per_image = forward * (1 if arguments.forward else 3)
     rate = flops_per_image * arguments.batch / measured["seconds"]
@@ -104,14 +112,19 @@ def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
     }
 
 
-def _forward(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
+def _forward(model: Model, shape: tuple[int, ...], steps: int, folded: bool) -> dict[str, Any]:
     images = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
     params, state = jax.jit(model.init)(jax.random.key(0), images)
-    forward = jax.jit(lambda params, x: model.apply(params, state, None, x, False)[0]["logits"])
-    compilation = machine.compilation(forward, params, images)
+    if folded:
+        network: Any = fold(model, params)
+        forward = jax.jit(lambda network, x: network(x)["logits"])
+    else:
+        network = params
+        forward = jax.jit(lambda params, x: model.apply(params, state, None, x, False)[0]["logits"])
+    compilation = machine.compilation(forward, network, images)
 
     def run() -> Any:
-        return compilation.run(params, images)
+        return compilation.run(network, images)
 
     machine.seconds(run, 2)
     return {

@@ -26,6 +26,10 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "stochastic_depth_rate": 0.0,
                 "remat": "none",  # or "block", "full": less memory for more arithmetic
             },
+            "init": {
+                "weights": "",  # a file, run or URL to start from, or "published"; "" starts anew
+                "new_classifier": False,  # also where the classes are as many
+            },
             "data": {
                 "name": data,  # digits, tfds:NAME, folder or synthetic
                 "dir": "",  # of tfds:NAME, its data directory; of folder, the one with the classes
@@ -63,6 +67,7 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "weight_decay": 2e-5,
                 "clipping": 0.01,  # 0: none
                 "clipping_eps": 1e-3,
+                "layer_decay": 1.0,  # of the rate, a layer down; 0: the classifier alone learns
                 "sam_rho": 0.0,  # distance of sharpness-aware minimization; 0 for none
                 "sam_fraction": 1.0,  # of the batch that decides its direction
             },
@@ -130,6 +135,23 @@ def efficientnet_imagenet(index: int) -> ConfigDict:
     config.optimizer.clipping = 0.0
     config.optimizer.weight_decay = 1e-5
     config.model.sync_axis = ""  # "devices": batches are normalized over all devices together
+    return config
+
+
+def finetuning(name: str) -> ConfigDict:
+    """A network that has learned on ImageNet goes on, on photographs of other things.
+
+    The optimizer is that of training, at a tenth of the learning rate: AGC on all but the
+    classifier; ``optimizer.sam_rho=0.05`` adds SAM.
+    """
+    config = _imagenet(name, batch_size=128, epochs=_EPOCHS)
+    config.init.weights = "published"
+    config.init.new_classifier = True
+    config.data.name = "folder"
+    config.num_steps = 5000
+    config.ema_decay = 0.999
+    config.optimizer.base_learning_rate = 0.01
+    config.optimizer.warmup_fraction = 0.1
     return config
 
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.examples import CenterCrop
 from nfnets_jax.data.sources import imagenet_classes, normalization
 from nfnets_jax.errors import InputError
-from nfnets_jax.models.registry import Model, create_model
+from nfnets_jax.inference import Frozen, Outputs, freeze
+from nfnets_jax.models.registry import create_model
 from nfnets_jax.pretrained import load_pretrained
 from nfnets_jax.training import objective, step
+from nfnets_jax.training.checkpoints import read_model_state
 from nfnets_jax.training.workdir import read_run
 from nfnets_jax.weights.fitting import Fit
-from nfnets_jax.weights.published import Tree
 
 # As the ImageNet configurations evaluate; small images have none to give.
 _MARGIN = 32
@@ -50,6 +50,7 @@ class Classifier:
     """A network with its parameters on all devices, and what it wants of images.
 
     Attributes:
+      network: what is given pixels, ``[N, size, size, C]`` uint8, and normalizes them itself.
       view: the part of a picture that it is shown.
       class_names: in the order of the labels; None if nobody has told them.
       num_classes: how many there are.
@@ -57,17 +58,17 @@ class Classifier:
 
     def __init__(
         self,
-        model: Model,
-        params: Tree,
+        network: Frozen,
+        num_classes: int,
         crop: CenterCrop,
         data: str,
         class_names: Sequence[str] | None = None,
     ):
-        """Takes the parameters to the devices.
+        """Takes the weights to the devices.
 
         Args:
-          model: the network.
-          params: of the model.
+          network: of normalized images.
+          num_classes: as in ``Attributes``.
           crop: the part of a picture that it is shown.
           data: the dataset whose pixels' mean and standard deviation the network knows.
           class_names: as in ``Attributes``.
@@ -77,23 +78,23 @@ class Classifier:
         """
         mean, std = normalization(data)
         self.view = View(**dataclasses.asdict(crop), channels=len(mean))
-        self.num_classes = model.num_classes
+        self.num_classes = num_classes
         if class_names is not None and len(class_names) != self.num_classes:
             raise InputError(
                 f"{len(class_names)} class names for a network of {self.num_classes} classes"
             )
         self.class_names = None if class_names is None else tuple(class_names)
+
+        def of_pixels(weights: Any, images: jax.Array) -> Outputs:
+            return network.forward(weights, objective.normalize(images, mean, std))
+
+        self.network = dataclasses.replace(network, forward=of_pixels)
         self.devices = jax.local_devices()
-        images = jnp.zeros((1, 1, 1, self.view.channels))
-        weights = jax.jit(lambda params: model.prepare(params, images))(params)
-        self._weights = step.replicate(weights, self.devices)
-
-        def probabilities(weights: object, images: jax.Array) -> jax.Array:
-            pixels = objective.normalize(images, mean, std)
-            outputs, _ = model.forward(weights, {}, None, pixels, False)
-            return jax.nn.softmax(outputs["logits"])
-
-        self._probabilities = jax.pmap(probabilities, devices=self.devices)
+        self._weights = step.replicate(network.weights, self.devices)
+        self._probabilities = jax.pmap(
+            lambda weights, images: jax.nn.softmax(of_pixels(weights, images)["logits"]),
+            devices=self.devices,
+        )
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Probabilities ``[N, num_classes]``, float32, of images ``[N, size, size, C]`` uint8.
@@ -119,6 +120,7 @@ def open_classifier(
     class_names: Sequence[str] | None = None,
     size: int | None = None,
     precision: str = "float32",
+    features: bool = False,
 ) -> Classifier:
     """A classifier from parameters wherever they are kept.
 
@@ -131,12 +133,16 @@ def open_classifier(
       class_names: in the order of the labels; the run's or ImageNet's own if None.
       size: side of the images, pixels, if it should be another.
       precision: what is computed in.
+      features: whether the outputs of ``Classifier.network`` hold those of the stages.
 
     Raises:
       InputError: as ``load_pretrained``, or no model is named, or the names are not as many as the
         classes.
     """
+    if size is not None and size < 1:
+        raise InputError(f"--size is {size}; it takes a number from 1 on")
     overrides: dict[str, Any] = {}
+    state: Any = {}
     if weights is not None and Path(weights).is_dir():
         run = read_run(Path(weights))
         name, data = run.config["model"]["name"], run.config["data"]
@@ -144,6 +150,7 @@ def open_classifier(
             raise InputError(f"{weights} is a run of {name}, not of {model}")
         model, data_name, class_names = name, data["name"], class_names or run.class_names
         overrides = {field: x for field, x in run.config["model"].items() if field != "name"}
+        state = read_model_state(Path(weights))
         crop = CenterCrop(size or data["test_image_size"], data["test_margin"], data["test_crop"])
     else:
         if model is None:
@@ -155,5 +162,6 @@ def open_classifier(
     num_classes = Fit(model, overrides).num_classes(params)
     if class_names is None and num_classes == 1000:
         class_names = imagenet_classes()
-    built = create_model(model, num_classes, precision=precision, **overrides)
-    return Classifier(built, params, crop, data_name, class_names)
+    settings = {"precision": precision, "features": features, **overrides}
+    network = freeze(create_model(model, num_classes, **settings), params, state)
+    return Classifier(network, num_classes, crop, data_name, class_names)

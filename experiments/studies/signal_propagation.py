@@ -170,7 +170,7 @@ def _changed(weights: NetworkWeights, config: Any, change: str, key: jax.Array) 
 
     stages = []
     for stage, deviation in zip(weights.stages, deviations, strict=True):
-        block = stage.first._replace(skip_gain=jnp.ones_like(stage.first.skip_gain))
+        block = stage.first._replace(skip_gain=jnp.ones(()))
         if change == "no beta":
             reduce, *others = block.convolutions
             block = block._replace(

@@ -39,6 +39,7 @@ _PACKED_CHANNELS = 128
 
 _in_loop = contextvars.ContextVar("in_loop", default=False)
 _plain = contextvars.ContextVar("plain", default=False)
+_backend = contextvars.ContextVar("backend", default="")
 
 
 @contextlib.contextmanager
@@ -68,6 +69,16 @@ def plain() -> Iterator[None]:
         _plain.reset(before)
 
 
+@contextlib.contextmanager
+def for_backend(name: str) -> Iterator[None]:
+    """What is traced inside gets the forms for this backend, whichever is at hand."""
+    before = _backend.set(name)
+    try:
+        yield
+    finally:
+        _backend.reset(before)
+
+
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Convolves images with a kernel, ``SAME`` padding; grouped where the shapes say so.
 
@@ -94,7 +105,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         x = x[:, ::stride, ::stride]
         pixels = x.reshape(-1, x.shape[-1])
         return _product(pixels, kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
-    if jax.default_backend() != "cpu":
+    if (_backend.get() or jax.default_backend()) != "cpu":
         return _native(x, kernel, stride, groups)
     if groups == x.shape[-1] == kernel.shape[-1] > 1:
         return depthwise_conv2d(x, kernel, stride)

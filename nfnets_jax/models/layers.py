@@ -84,11 +84,16 @@ def scaled_activation(name: str) -> Activation:
     Raises:
       ValueError: no such activation.
     """
-    if name not in _UNSCALED:
-        raise ValueError(f"no activation {name!r}; there are {', '.join(sorted(_UNSCALED))}")
-    function, gain = _UNSCALED[name], ACTIVATION_GAINS[name]
+    function, gain = unscaled_activation(name), ACTIVATION_GAINS[name]
     # Its input is all that is kept for the gradient: arrays kept cost more time than arithmetic.
     return jax.checkpoint(lambda x: function(x) * jnp.asarray(gain, x.dtype))
+
+
+def unscaled_activation(name: str) -> Activation:
+    """``f`` of ``scaled_activation``, for where the constant is in the weights that come next."""
+    if name not in _UNSCALED:
+        raise ValueError(f"no activation {name!r}; there are {', '.join(sorted(_UNSCALED))}")
+    return _UNSCALED[name]
 
 
 def standardize(kernel: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:

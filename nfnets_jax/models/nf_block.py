@@ -40,11 +40,14 @@ class BlockForm:
 
 
 class BlockWeights(NamedTuple):
-    """All arrays that one block's computation needs."""
+    """All arrays that one block's computation needs.
+
+    ``skip_gain`` is None where alpha and it are in the last convolution (``models.folding``).
+    """
 
     convolutions: tuple[layers.Affine, ...]
     squeeze_excite: tuple[layers.Affine, layers.Affine] | None
-    skip_gain: jax.Array
+    skip_gain: jax.Array | None
     shortcut: layers.Affine | None
 
 
@@ -124,7 +127,7 @@ class NFBlock(hk.Module):
 def nf_block(
     weights: BlockWeights,
     x: jax.Array,
-    beta: float | jax.Array,
+    beta: float | jax.Array | None,
     keep: jax.Array | None = None,
     *,
     form: BlockForm,
@@ -137,11 +140,11 @@ def nf_block(
     Args:
       weights: of ``BlockParameters.weights``, in the dtype of ``x``.
       x: ``[N, H, W, I]``.
-      beta: one over the expected standard deviation of ``x``.
+      beta: one over the expected standard deviation of ``x``; None where it is in the weights.
       keep: ``[N]`` booleans, which examples keep the branch (stochastic depth); None keeps all. As
         in the published networks a kept branch is not scaled up.
       form: the one that the weights were made by.
-      activation: scaled to unit variance.
+      activation: scaled to unit variance, by itself or by the weights that come next.
       alpha: standard deviation of what the branch adds, for a skip gain of one.
       stride: of the first 3x3 convolution; 2 halves the resolution.
 
@@ -149,7 +152,7 @@ def nf_block(
       ``[N, ceil(H / stride), ceil(W / stride), O]``.
     """
     reduce, *spatial, expand = weights.convolutions
-    activated = activation(x) * beta
+    activated = activation(x) if beta is None else activation(x) * beta
     shortcut = x
     if weights.shortcut is not None:
         if form.pools_shortcut and stride > 1:
@@ -165,7 +168,9 @@ def nf_block(
         branch *= _twice_excited(weights.squeeze_excite, branch)[:, None, None, :]
     branch = layers.convolve_activated(expand, branch, activation)
     # All that scales the branch does so in one pass over it.
-    scale = jnp.reshape(alpha * weights.skip_gain, (1, 1))
+    scale = jnp.ones((1, 1), x.dtype)
+    if weights.skip_gain is not None:
+        scale *= alpha * weights.skip_gain
     if weights.squeeze_excite is not None and not form.excites_bottleneck:
         scale = _twice_excited(weights.squeeze_excite, branch) * scale
     if keep is not None:

@@ -188,6 +188,7 @@ def nf_network(
     *,
     config: NFNetworkConfig,
     features: bool = False,
+    folded: bool = False,
 ) -> dict[str, jax.Array]:
     """Classifies images.
 
@@ -198,12 +199,14 @@ def nf_network(
         off.
       config: the one that the weights were made by.
       features: also return the output of each stage.
+      folded: whether the weights are those of ``models.folding``, with all constants in them.
 
     Returns:
       ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with
       ``features`` also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
     """
-    activation = layers.scaled_activation(config.activation)
+    scaled = layers.scaled_activation(config.activation)
+    activation = layers.unscaled_activation(config.activation) if folded else scaled
     x = images.astype(weights.stem[0].kernel.dtype)
     stem = zip(weights.stem, config.stem, strict=True)
     with jax.named_scope("stem"):
@@ -215,20 +218,17 @@ def nf_network(
         if config.family.stem_pool:
             x = layers.max_pool(x)
 
-    transitions = [
-        index == 0 and stage.first.shortcut is not None
-        for stage, depth in zip(weights.stages, config.depth, strict=True)
-        for index in range(depth)
-    ]
-    betas = (1 / np.sqrt(expected_variances(transitions, config.alpha))).astype(x.dtype)
+    betas = None if folded else expected_betas(weights, config).astype(x.dtype)
     keep = None
     if keys is not None and config.stochastic_depth_rate > 0:
-        rates = config.stochastic_depth_rate * jnp.arange(len(betas)) / len(betas)
+        rates = config.stochastic_depth_rate * jnp.arange(sum(config.depth)) / sum(config.depth)
         keep = layers.survivors(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rates)
     outputs, start = {}, 0
     stages = zip(weights.stages, config.depth, config.strides, strict=True)
     for number, (stage, depth, stride) in enumerate(stages, start=1):
-        run: Callable[..., jax.Array] = functools.partial(_run_stage, stride=stride, config=config)
+        run: Callable[..., jax.Array] = functools.partial(
+            _run_stage, stride=stride, config=config, activation=activation
+        )
         if config.remat == "full":
             run = recomputed(run)
         with jax.named_scope(f"stage_{number}"):
@@ -240,13 +240,23 @@ def nf_network(
     with jax.named_scope("head"):
         if weights.final is not None:
             x = layers.convolve(weights.final, x)
-        pool = jnp.mean(activation(x), axis=(1, 2), dtype=jnp.float32)
+        pool = jnp.mean(scaled(x), axis=(1, 2), dtype=jnp.float32)
         seen = pool
         if keys is not None and config.dropout_rate > 0:
             dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
             seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
         logits = layers.linear(weights.classifier, seen)
     return {**outputs, "pool": pool, "logits": logits}
+
+
+def expected_betas(weights: NetworkWeights, config: NFNetworkConfig) -> np.ndarray:
+    """``[blocks]``: one over the standard deviation of each block's input at initialization."""
+    transitions = [
+        index == 0 and stage.first.shortcut is not None
+        for stage, depth in zip(weights.stages, config.depth, strict=True)
+        for index in range(depth)
+    ]
+    return 1 / np.sqrt(expected_variances(transitions, config.alpha))
 
 
 def expected_variances(transitions: Iterable[bool], alpha: float) -> list[float]:
@@ -264,14 +274,14 @@ def expected_variances(transitions: Iterable[bool], alpha: float) -> list[float]
 def _run_stage(
     stage: StageWeights,
     x: jax.Array,
-    betas: np.ndarray,
+    betas: np.ndarray | None,
     keep: jax.Array | None,
     *,
     stride: int,
     config: NFNetworkConfig,
+    activation: layers.Activation,
 ) -> jax.Array:
     """One block after the other; ``betas`` ``[depth]`` and ``keep`` ``[depth, N]`` are theirs."""
-    activation = layers.scaled_activation(config.activation)
 
     def block(stride: int = 1, looped: bool = False) -> Callable[..., jax.Array]:
         run: Callable[..., jax.Array] = functools.partial(

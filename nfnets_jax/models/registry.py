@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -46,12 +46,16 @@ class Model:
       name: the name it was created by.
       num_classes: length of the logits.
       config: the variant's settings, overrides applied.
+      precision: what is computed in.
+      features: whether the outputs hold those of the stages.
     """
 
     name: str
     num_classes: int
     config: Any
     _network: _Network
+    precision: str
+    features: bool
 
     def init(
         self, rng: jax.Array, images: jax.Array, is_training: bool = True
@@ -103,6 +107,18 @@ class Model:
           images: ``[N, H, W, C]``; only the channels matter.
         """
         return self._network.prepare(params, images)
+
+    def learning(self, modules: Collection[str]) -> "Model":
+        """The same network, but gradients reach the parameters of these modules alone."""
+
+        def prepare(params: hk.Params, images: jax.Array) -> Any:
+            reached = {
+                module: values if module in modules else jax.lax.stop_gradient(values)
+                for module, values in params.items()
+            }
+            return self._network.prepare(reached, images)
+
+        return dataclasses.replace(self, _network=self._network._replace(prepare=prepare))
 
     def forward(
         self,
@@ -158,8 +174,10 @@ def create_model(
     config = dataclasses.replace(config, **overrides)
     settings = (num_classes, PRECISIONS[precision], features)
     if isinstance(config, NFNetworkConfig):
-        return Model(name, num_classes, config, _normalizer_free(config, *settings))
-    return Model(name, num_classes, config, _of_modules(config, *settings))
+        network = _normalizer_free(config, *settings)
+    else:
+        network = _of_modules(config, *settings)
+    return Model(name, num_classes, config, network, precision, features)
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -183,7 +183,7 @@ class ResNet(hk.Module):
             seen = _Bias(name="bias")(pool) if fixup else pool
             if keys is not None and config.dropout_rate > 0:
                 dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-                seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
+                seen = layers.dropout(dropout_keys, seen, config.dropout_rate)
             std = 0.0 if fixup else 0.01
             linear = layers.Linear(pool.shape[-1], self._num_classes, std, name="linear")
             logits = layers.linear(linear.parameters(), seen)

@@ -174,17 +174,27 @@ def read_params(run: Path, average: bool) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       InputError: there is no checkpoint, or none that can be read.
     """
+    return _read_part(run, "ema_params" if average else "params")
+
+
+def read_model_state(run: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Like ``read_params``, the running statistics of a batch-normalized network; of others, {}."""
+    return _read_part(run, "model_state")
+
+
+def _read_part(run: Path, part: str) -> dict[str, dict[str, np.ndarray]]:
     if not (run / "state").is_dir():
         steps = [path for path in run.glob("[0-9]*") if (path / "state").is_dir()]
         steps = steps or [path.parent for path in run.glob("checkpoints/[0-9]*/state")]
         if not steps:
             raise InputError(f"no checkpoints in {run}: give the workdir of a run")
         run = max(steps, key=lambda path: int(path.name))
-    part = "ema_params" if average else "params"
     directory = (run / "state").absolute()
     try:
         reader = ocp.PyTreeCheckpointHandler()
-        saved = reader.metadata(directory).tree[part]
+        saved = reader.metadata(directory).tree.get(part) or {}
+        if not saved:
+            return {}
         template = {part: jax.tree.map(lambda _: np.empty(0), saved)}
         return reader.restore(directory, args=_as_numpy(template, partial_restore=True))[part]
     # What Orbax and the storage below it raise of a damaged file is a dozen kinds of errors.

@@ -1,9 +1,13 @@
 """The papers' training recipe as a schedule and an optax transformation."""
 
+from collections.abc import Mapping
+
 import ml_collections
 import optax
 
 from nfnets_jax import optax_agc
+from nfnets_jax.errors import InputError
+from nfnets_jax.training.transfer import scale_by_layer
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -17,13 +21,21 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, config.num_steps)
 
 
-def create_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def create_optimizer(
+    config: ml_collections.ConfigDict, heights: Mapping[str, int]
+) -> optax.GradientTransformation:
     """SGD with Nesterov momentum, weight decay and AGC by ``config.optimizer``.
 
-    ``clipping`` of 0 leaves AGC out.
+    ``clipping`` of 0 leaves AGC out. ``heights`` are those of ``transfer.heights``, by which
+    ``layer_decay`` lowers the learning rate.
+
+    Raises:
+      InputError: ``layer_decay`` is no share.
     """
     settings = config.optimizer
-    return optax_agc.sgd_agc(
+    if not 0 <= settings.layer_decay <= 1:
+        raise InputError(f"optimizer.layer_decay is {settings.layer_decay}; it takes 0 to 1")
+    optimizer = optax_agc.sgd_agc(
         learning_rate(config),
         momentum=settings.momentum,
         nesterov=settings.nesterov,
@@ -31,3 +43,6 @@ def create_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfo
         clipping=settings.clipping or None,
         eps=settings.clipping_eps,
     )
+    if settings.layer_decay == 1:
+        return optimizer
+    return optax.chain(optimizer, scale_by_layer(settings.layer_decay, heights))

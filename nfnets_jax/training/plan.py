@@ -19,6 +19,7 @@ from nfnets_jax.training.optimizers import create_optimizer
 from nfnets_jax.training.sharpness import SAM
 from nfnets_jax.training.step import TrainState, create_state
 from nfnets_jax.training.telemetry import Look
+from nfnets_jax.training.transfer import Start, heights, read_start, replaced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Plan:
     devices: list[jax.Device]
     dataset: Dataset
     model: Model
+    start: Start
     optimizer: optax.GradientTransformation
     sam: SAM
     look: Look | None
@@ -61,7 +63,13 @@ class Plan:
         """What the run starts from."""
         data = self.config.data
         shape = (1, data.image_size, data.image_size, self.dataset.channels)
-        return create_state(self.model, self.optimizer, shape, self.config.seed)
+        state = create_state(self.model, self.optimizer, shape, self.config.seed)
+        params = replaced(state.params, self.start.params)
+        return state._replace(
+            params=params,
+            ema_params=params,
+            model_state=replaced(state.model_state, self.start.model_state),
+        )
 
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
@@ -101,13 +109,19 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         magnitude=augment.randaugment_magnitude,
         mix_first=augment.mix_first,
     )
+    model = build(num_classes=len(dataset.class_names))
+    height = heights(model, dataset.channels)
+    optimizer = create_optimizer(config, height)
+    if config.optimizer.layer_decay == 0:
+        model = model.learning({module for module in height if height[module] == 0})
     center = CenterCrop(data.test_image_size, data.test_margin, data.test_crop)
     return Plan(
         config=config,
         devices=devices,
         dataset=dataset,
-        model=build(num_classes=len(dataset.class_names)),
-        optimizer=create_optimizer(config),
+        model=model,
+        start=read_start(config, dataset),
+        optimizer=optimizer,
         look=Look(config.look_every, config.optimizer.clipping, config.optimizer.clipping_eps)
         if config.look_every and config.optimizer.clipping
         else None,

@@ -3,14 +3,20 @@
 timm's convolutions divide by ``sqrt(var + 1e-5)`` where the published ones divide by
 ``sqrt(max(var, 1e-4 / fan_in))``. With the gains as they are, a kernel of 1152 inputs a unit would
 come out half a percent smaller, so they are changed to make up for it.
+
+Its NF-ResNets and NF-RegNets have no skip gains, and multiply every kernel by the activations'
+constant instead of the activations. So there the skip gains are in the gains and biases of the
+blocks' last convolutions, kernels whose input is not activated have gains that undo the constant,
+and the classifier's matrix has it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nfnets_jax.errors import InputError
+from nfnets_jax.models.layers import ACTIVATION_GAINS
 from nfnets_jax.models.nf_network import NFNetworkConfig
 from nfnets_jax.weights.published import Tree
 
@@ -26,8 +32,8 @@ _BLOCK = {
     "conv1b": "conv2b",
     "conv2": "conv3",
     "conv_shortcut": "downsample.conv",
-    "squeeze_excite/~/linear": "attn_last.fc1",
-    "squeeze_excite/~/linear_1": "attn_last.fc2",
+    "squeeze_excite/~/linear": "{attention}.fc1",
+    "squeeze_excite/~/linear_1": "{attention}.fc2",
 }
 _PARAMETERS = {
     "w": "weight",
@@ -53,24 +59,47 @@ class _Layout(NamedTuple):
         return kept.transpose(np.argsort(self.axes).astype(int))
 
 
-def _nfnet_modules(config: NFNetworkConfig) -> Iterator[tuple[str, str]]:
+def _names(config: NFNetworkConfig) -> Iterator[tuple[str, str]]:
     """Every module's name, and timm's for it."""
+    family = config.family
     for index in range(len(config.stem)):
-        yield f"NFNet/~/stem_conv{index}", f"stem.conv{index + 1}"
+        name = f"{family.name}/~/{family.stem_name.format(index)}"
+        yield name, f"stem.conv{index + 1}" if _is_nfnet(config) else "stem.conv"
+    attention = "attn" if family.block.excites_bottleneck else "attn_last"
     places = [(stage, block) for stage, depth in enumerate(config.depth) for block in range(depth)]
     for index, (stage, block) in enumerate(places):
-        ours, theirs = f"NFNet/~/nf_block{f'_{index}' if index else ''}", f"stages.{stage}.{block}"
+        ours = f"{family.name}/~/{family.block.name}{f'_{index}' if index else ''}"
+        theirs = f"stages.{stage}.{block}"
         yield ours, theirs
         for inner, timm_inner in _BLOCK.items():
-            yield f"{ours}/~/{inner}", f"{theirs}.{timm_inner}"
-    yield "NFNet/~/final_conv", "final_conv"
-    yield "NFNet/~/linear", "head.fc"
+            yield f"{ours}/~/{inner}", f"{theirs}.{timm_inner.format(attention=attention)}"
+    yield f"{family.name}/~/final_conv", "final_conv"
+    yield f"{family.name}/~/linear", "head.fc"
 
 
-# By the family of a model; another one is one more line.
-_FAMILIES: Mapping[str, Callable[[NFNetworkConfig], Iterator[tuple[str, str]]]] = {
-    "NFNet": _nfnet_modules,
-}
+def _is_nfnet(config: NFNetworkConfig) -> bool:
+    """Whether timm computes as here, constants and all."""
+    return config.family.name == "NFNet"
+
+
+def _moved(tree: Tree, config: NFNetworkConfig, back: bool = False) -> Tree:
+    """With the constants where timm's other networks have them; ``back`` for where they are here.
+
+    Going there the skip gains go into the blocks' last convolutions; coming back they are 1.
+    """
+    constant = ACTIVATION_GAINS[config.activation] ** (-1 if back else 1)
+    root = f"{config.family.name}/~/"
+    moved = {module: dict(parameters) for module, parameters in tree.items()}
+    for module, parameters in moved.items():
+        if "skip_gain" in parameters and not back:
+            skip_gain, last = parameters.pop("skip_gain"), moved[f"{module}/~/conv2"]
+            last["gain"], last["bias"] = last["gain"] * skip_gain, last["bias"] * skip_gain
+    for name in (config.family.stem_name.format(0), "final_conv"):
+        if "gain" in moved.get(root + name, {}):
+            moved[root + name]["gain"] = moved[root + name]["gain"] / constant
+    if "w" in moved.get(f"{root}linear", {}):
+        moved[f"{root}linear"]["w"] = moved[f"{root}linear"]["w"] * constant
+    return moved
 
 
 def to_timm(tree: Tree, config: NFNetworkConfig) -> dict[str, np.ndarray]:
@@ -81,10 +110,12 @@ def to_timm(tree: Tree, config: NFNetworkConfig) -> dict[str, np.ndarray]:
       config: the model's settings.
 
     Raises:
-      InputError: timm has no such networks.
+      InputError: the network is batch-normalized.
     """
     modules = _modules(config)
     state = {}
+    if not _is_nfnet(config):
+        tree = _moved(tree, config)
     for module, parameters in tree.items():
         for name, array in parameters.items():
             if name == "gain":
@@ -108,7 +139,7 @@ def from_timm(
       wanted: ``{module: {parameter: dimensions}}`` of the model.
 
     Raises:
-      InputError: timm has no such networks.
+      InputError: the network is batch-normalized.
     """
     modules = _modules(config)
     rest, tree = dict(state), Tree()
@@ -127,16 +158,21 @@ def from_timm(
         if {"gain", "w"} <= arrays.keys() and arrays["gain"].shape == arrays["w"].shape[-1:]:
             gain = arrays["gain"] / _correction(arrays["w"])
             arrays["gain"] = gain.astype(np.float32)
+    if not _is_nfnet(config):
+        tree = _moved(tree, config, back=True)
+        for module in wanted:
+            if "skip_gain" in wanted[module]:
+                tree.setdefault(module, {})["skip_gain"] = np.ones((), np.float32)
     for full_name, array in rest.items():
         module, _, name = full_name.rpartition(".")
         tree.setdefault(module, {})[name] = array
     return tree
 
 
-def _modules(config: NFNetworkConfig) -> dict[str, str]:
-    if config.family.name not in _FAMILIES:
-        raise InputError(f"there are no names in timm yet for a {config.family.name}")
-    return dict(_FAMILIES[config.family.name](config))
+def _modules(config: Any) -> dict[str, str]:
+    if not isinstance(config, NFNetworkConfig):
+        raise InputError("timm's names are known of normalizer-free networks alone")
+    return dict(_names(config))
 
 
 def _layout(timm_module: str, name: str, dimensions: int) -> _Layout:

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import train_step
 
 
-@pytest.mark.parametrize("mode", [[], ["--forward", "--plain"]])
+@pytest.mark.parametrize("mode", [[], ["--forward", "--plain"], ["--forward", "--folded"]])
 def test_prints_one_line_of_json(
     mode: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,10 @@ import pytest
 import nfnets_jax
 from experiments import evaluate, predict
 from experiments.configs import nfnet_digits
+from nfnets_jax.classifier import open_classifier
 from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.errors import InputError
+from nfnets_jax.inference import freeze
 from nfnets_jax.training import loop
 
 
@@ -126,6 +129,24 @@ def test_a_run_is_evaluated_as_it_evaluates_itself(
     moved = json.loads(run(f"--data.dir={photos}", "--json"))
     assert moved["examples"] == 40
     assert set(moved["classes"]) == set("3456789")
+
+
+def test_a_batch_normalized_run_brings_its_statistics(tmp_path: Path) -> None:
+    config = nfnet_digits.get_config()
+    config.update({"num_steps": 30, "batch_size": 64, "num_devices": 1})
+    small = {"name": "resnet50", "width": (32,), "depth": (1,), "group_width": 8}
+    with config.unlocked():
+        config.model.update(small)
+    summary = loop.train(config, tmp_path)
+    classifier = open_classifier(weights=str(tmp_path))
+    test = open_dataset("digits").test
+    assert test is not None
+    records = [test[index] for index in range(len(test))]
+    probabilities = classifier(np.stack([np.asarray(record["image"]) for record in records]))
+    right = probabilities.argmax(axis=1) == [record["label"] for record in records]
+    assert np.mean(right) == pytest.approx(summary["test"]["ema_top1"], abs=1e-6)
+    with pytest.raises(InputError, match="resnet50 is batch-normalized: its running statistics"):
+        freeze(nfnets_jax.create_model("resnet50"), {})
 
 
 @pytest.fixture

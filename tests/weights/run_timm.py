@@ -1,10 +1,10 @@
-"""Runs timm's NFNet, by a Python that has torch and timm: the other side of a comparison.
+"""Runs a network of timm's, by a Python that has torch and timm: the other side of a comparison.
 
     run_timm.py SETTINGS IMAGES LOGITS --load=FILE or --save=FILE
 
-SETTINGS are keyword arguments of ``dm_nfnet_f0`` as JSON, and ``activation``, "gelu" or
-"gelu_tanh". IMAGES are ``[N, H, W, C]`` in ``.npy``, and so are the ``[N, K]`` LOGITS. ``--save``
-writes random parameters.
+SETTINGS are those of a model as JSON, ``model`` is its name, and ``activation`` "gelu_tanh" where
+that is to be in place of the exact one. IMAGES are ``[N, H, W, C]`` in ``.npy``, and so are the
+``[N, K]`` LOGITS. ``--save`` writes random parameters.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     activation = arguments.settings.pop("activation")
     torch.manual_seed(0)
-    model = timm.create_model("dm_nfnet_f0", **arguments.settings).eval()
+    model = timm.create_model(arguments.settings.pop("model"), **arguments.settings).eval()
     for module in model.modules():
         if isinstance(module, GammaAct) and activation == "gelu_tanh":
             gelu = functools.partial(torch.nn.functional.gelu, approximate="tanh")

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import nfnets_jax
+from nfnets_jax.errors import InputError
 from nfnets_jax.weights.files import write_safetensors
 from nfnets_jax.weights.fitting import Fit
 from nfnets_jax.weights.published import Tree
@@ -46,13 +48,16 @@ def torch_python() -> str:
     return sys.executable
 
 
-def golden_parameters(num_classes: int, overrides: dict[str, Any]) -> Tree:
-    shapes = Fit("nfnet_f0", overrides).shapes(num_classes, 3)
+def golden_parameters(num_classes: int, overrides: dict[str, Any], name: str = "nfnet_f0") -> Tree:
+    shapes = Fit(name, overrides).shapes(num_classes, 3)
     return golden.parameters({m: {n: list(s) for n, s in ps.items()} for m, ps in shapes.items()})
 
 
-def our_logits(params: Tree, images: np.ndarray, overrides: dict[str, Any]) -> np.ndarray:
-    model = nfnets_jax.create_model("nfnet_f0", params["NFNet/~/linear"]["b"].size, **overrides)
+def our_logits(
+    params: Tree, images: np.ndarray, overrides: dict[str, Any], name: str = "nfnet_f0"
+) -> np.ndarray:
+    classes = Fit(name, overrides).num_classes(params)
+    model = nfnets_jax.create_model(name, classes, **overrides)
     run = jax.jit(functools.partial(model.apply, is_training=False))
     return np.asarray(run(params, {}, None, jnp.asarray(images))[0]["logits"])
 
@@ -61,7 +66,7 @@ def timm_logits(
     python: str, folder: Path, images: np.ndarray, settings: dict[str, Any], *flags: str
 ) -> np.ndarray:
     np.save(folder / "images.npy", images)
-    settings = {"activation": "gelu_tanh", **settings}
+    settings = {"model": "dm_nfnet_f0", "activation": "gelu_tanh", **settings}
     script = Path(__file__).with_name("run_timm.py")
     paths = (str(folder / name) for name in ("images.npy", "logits.npy"))
     command = [python, str(script), json.dumps(settings), *paths, *flags]
@@ -115,6 +120,73 @@ def test_we_compute_timms_logits(torch_python: str, tmp_path: Path) -> None:
     expected = timm_logits(torch_python, tmp_path, images, {**TIMM_SMALL, "num_classes": 7}, save)
     params = nfnets_jax.load_pretrained("nfnet_f0", tmp_path / "timm.pth", **SMALL)
     assert_same(our_logits(params, images, SMALL), expected)
+
+
+# Of timm's other networks: ours, as each of the two is told.
+_RESNET = nfnets_jax.create_model("nf_resnet50").config.family
+_POOLED = dataclasses.replace(
+    _RESNET, block=dataclasses.replace(_RESNET.block, pools_shortcut=True)
+)
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "nf_resnet50": (
+        {"width": (32, 32, 64, 64), "depth": (1, 2, 1, 1), "stem": ((16, 2),), "family": _POOLED},
+        {"channels": [32, 32, 64, 64], "depths": [1, 2, 1, 1], "stem_chs": 16},
+    ),
+    "nf_regnet_b1": (
+        {
+            "width": (16, 16, 32, 32),
+            "depth": (1, 2, 1, 1),
+            "stem": ((16, 2),),
+            "final_expansion": 2,
+        },
+        {
+            "channels": [16, 16, 32, 32],
+            "depths": [1, 2, 1, 1],
+            "width_factor": 1.0,
+            "num_features": 64,
+            "ch_div": 1,
+            "attn_kwargs": {"rd_ratio": 0.5, "rd_divisor": 1},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_timms_other_networks_compute_our_logits(
+    torch_python: str, tmp_path: Path, name: str
+) -> None:
+    """On images whose size stays odd, so that both ways of padding are the same."""
+    ours, theirs = OTHERS[name]
+    params, images = golden_parameters(7, ours, name), golden.images(2, 65)
+    expected = our_logits(params, images, ours, name)
+    config = nfnets_jax.create_model(name, 7, **ours).config
+    write_safetensors(tmp_path / "timm.safetensors", to_timm(params, config))
+    settings = {"model": name, "activation": "its own", "num_classes": 7, **theirs}
+    load = f"--load={tmp_path / 'timm.safetensors'}"
+    assert_same(timm_logits(torch_python, tmp_path, images, settings, load), expected)
+    again = nfnets_jax.load_pretrained(name, tmp_path / "timm.safetensors", **ours)
+    assert_same(our_logits(again, images, ours, name), expected)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_skip_gains_come_back_in_the_last_convolutions(name: str) -> None:
+    ours, _ = OTHERS[name]
+    params, fit = golden_parameters(7, ours, name), Fit(name, ours)
+    again = from_timm(to_timm(params, fit.config), fit.config, fit.dimensions)
+    chex.assert_trees_all_equal_shapes(again, params)
+    for module, parameters in params.items():
+        if "skip_gain" not in parameters:
+            continue
+        last = f"{module}/~/conv2"
+        assert again[module]["skip_gain"] == 1
+        for gain in ("gain", "bias"):
+            scaled = params[last][gain] * parameters["skip_gain"]
+            np.testing.assert_allclose(again[last][gain], scaled, rtol=1e-5)
+
+
+def test_batch_normalized_networks_are_refused() -> None:
+    with pytest.raises(InputError, match="normalizer-free networks alone"):
+        to_timm({}, nfnets_jax.create_model("resnet50").config)
 
 
 @pytest.mark.slow

@@ -1,0 +1,111 @@
+"""Exports a classifier to be run without this repository: as StableHLO, or as ONNX.
+
+    python -m experiments.export nfnet_f0.stablehlo --model=nfnet_f0
+    python -m experiments.export digits.onnx --weights=runs/nfnet_digits
+
+The artifact takes pixels, ``[N, H, W, C]`` uint8 of any N, and gives the logits and the pooled
+features; beside it, ``TARGET.json`` says what images it wants and what its classes are. StableHLO
+runs where jax and flatbuffers are:
+
+    jax.export.deserialize(bytearray(open("nfnet_f0.stablehlo", "rb").read())).call(images)
+
+Exit codes: 0; 1, something cannot be used, and one line says what.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.predict import read_names
+from nfnets_jax.atomically import written
+from nfnets_jax.classifier import Classifier, open_classifier
+from nfnets_jax.errors import InputError
+from nfnets_jax.inference import export, export_onnx
+
+_FORMATS = {".stablehlo": "StableHLO", ".onnx": "ONNX"}
+# How far the artifact may be from what it was made of, over the logits' standard deviation.
+_TOLERANCE = 1e-5
+
+
+def main() -> None:
+    """Exports what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", type=Path, help=f"file to write: {', '.join(_FORMATS)}")
+    parser.add_argument("--model", help="such as nfnet_f0; a run knows its own")
+    parser.add_argument("--weights", help="file, run or URL; the published parameters by default")
+    parser.add_argument("--classes", type=Path, help="a file of class names, one a line")
+    parser.add_argument("--size", type=int, help="side of the images, pixels")
+    parser.add_argument("--batch", type=int, help="images it takes; any number by default")
+    parser.add_argument("--platforms", default="cpu,cuda,tpu", help="of StableHLO")
+    parser.add_argument("--precision", default="float32", help="or bfloat16")
+    parser.add_argument("--features", action="store_true", help="also the outputs of the stages")
+    arguments = parser.parse_args()
+    try:
+        if arguments.target.suffix not in _FORMATS:
+            raise InputError(f"{arguments.target} has none of the suffixes {', '.join(_FORMATS)}")
+        if arguments.batch is not None and arguments.batch < 1:
+            raise InputError(f"--batch is {arguments.batch}; it takes a number from 1 on")
+        classifier = open_classifier(
+            arguments.model,
+            arguments.weights,
+            class_names=read_names(arguments.classes),
+            size=arguments.size,
+            precision=arguments.precision,
+            features=arguments.features,
+        )
+        content = _artifact(classifier, arguments)
+        with written(arguments.target) as partial:
+            partial.write_bytes(content)
+        description = arguments.target.with_name(f"{arguments.target.name}.json")
+        with written(description) as partial:
+            partial.write_text(json.dumps(describe(classifier), indent=1) + "\n")
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print(f"{arguments.target}  {len(content) / 1e6:.1f} MB")
+    print(description)
+
+
+def _artifact(classifier: Classifier, arguments: argparse.Namespace) -> bytes:
+    view = classifier.view
+    shape = (view.size, view.size, view.channels)
+    if arguments.target.suffix == ".onnx":
+        return export_onnx(classifier.network, shape, jnp.uint8)
+    platforms = arguments.platforms.split(",")
+    content = export(
+        classifier.network, shape, batch=arguments.batch, dtype=jnp.uint8, platforms=platforms
+    )
+    if jax.default_backend().replace("gpu", "cuda") in platforms:
+        _check(content, classifier, (arguments.batch or 1, *shape))
+    return content
+
+
+def _check(content: bytes, classifier: Classifier, shape: tuple[int, ...]) -> None:
+    """Compares what the artifact computes with what it was made of."""
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    logits = jax.export.deserialize(bytearray(content)).call(images)["logits"]
+    expected = classifier.network(images)["logits"]
+    error = float(jnp.max(jnp.abs(logits - expected)) / jnp.std(expected))
+    if not error <= _TOLERANCE:
+        raise InputError(f"the artifact computes something else: {error:.1e} off; tell us")
+
+
+def describe(classifier: Classifier) -> dict[str, Any]:
+    """What those who run the artifact have to know of it."""
+    return {
+        "images": {**dataclasses.asdict(classifier.view), "dtype": "uint8"},
+        "outputs": ["logits", "pool"],
+        "classes": classifier.class_names,
+    }
+
+
+if __name__ == "__main__":
+    main()

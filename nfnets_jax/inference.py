@@ -1,0 +1,207 @@
+"""Networks that have learned: folded to be fast, exported to be run with jax alone."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.export
+import jax.numpy as jnp
+from jax import lax
+
+from nfnets_jax.errors import InputError
+from nfnets_jax.models import folding
+from nfnets_jax.models.convolution import for_backend
+from nfnets_jax.models.nf_network import NetworkWeights, NFNetwork, NFNetworkConfig, nf_network
+from nfnets_jax.models.registry import PRECISIONS, Model
+
+Outputs = dict[str, jax.Array]
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["forward"]
+)
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A network that learns no more: called with images, it classifies them.
+
+    It is a pytree whose leaves are its weights, and so can be put on a device, given to ``jax.jit``
+    or replicated.
+
+    Attributes:
+      weights: all arrays that are computed with.
+      forward: ``(weights, images) -> outputs``.
+    """
+
+    weights: Any
+    forward: Callable[[Any, jax.Array], Outputs]
+
+    def __call__(self, images: jax.Array) -> Outputs:
+        """The outputs of ``Model.apply`` for normalized images ``[N, H, W, C]``."""
+        return _run(self, images)
+
+
+@jax.jit
+def _run(network: Frozen, images: jax.Array) -> Outputs:
+    return network.forward(network.weights, images)
+
+
+def freeze(
+    model: Model, params: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any] | None = None
+) -> Frozen:
+    """The network with these parameters, folded if it is one that ``fold`` takes.
+
+    Args:
+      model: any.
+      params: of the model.
+      state: of the model; batch-normalized ones have some.
+
+    Raises:
+      InputError: the model is batch-normalized, and there is no state.
+    """
+    if isinstance(model.config, NFNetworkConfig):
+        return fold(model, params)
+    if not state:
+        raise InputError(
+            f"{model.name} is batch-normalized: its running statistics are missing, which the "
+            "workdir of a run has"
+        )
+
+    def forward(weights: Any, images: jax.Array) -> Outputs:
+        params, state = weights
+        return model.apply(params, state, None, images, is_training=False)[0]
+
+    return Frozen((params, state), forward)
+
+
+def fold(model: Model, params: Mapping[str, Mapping[str, Any]]) -> Frozen:
+    """The network with weights that are computed once and hold all its constants.
+
+    Kernels are standardized; the activations' constants, beta, alpha and the skip gains move into
+    the convolutions beside them.
+
+    Args:
+      model: a normalizer-free one.
+      params: of the model.
+
+    Raises:
+      InputError: the model is batch-normalized.
+
+    Example:
+      >>> import nfnets_jax
+      >>> model = nfnets_jax.create_model("nfnet_micro", num_classes=10)
+      >>> images = jnp.zeros((1, 8, 8, 1))
+      >>> params, _ = model.init(jax.random.key(0), images)
+      >>> fold(model, params)(images)["logits"].shape
+      (1, 10)
+    """
+    config = model.config
+    if not isinstance(config, NFNetworkConfig):
+        raise InputError(f"{model.name} is batch-normalized; networks without can be folded")
+
+    @jax.jit
+    def folded(params: hk.Params) -> NetworkWeights:
+        first = params[f"{config.family.name}/~/{config.family.stem_name.format(0)}"]
+        network = hk.transform(
+            lambda: NFNetwork(config, model.num_classes, first["w"].shape[2]).weights(jnp.float32)
+        )
+        return folding.fold(network.apply(params, None), config, PRECISIONS[model.precision])
+
+    forward = functools.partial(nf_network, config=config, features=model.features, folded=True)
+    return Frozen(folded(params), forward)
+
+
+def export(
+    network: Frozen,
+    image_shape: Sequence[int],
+    *,
+    batch: int | None = None,
+    dtype: Any = jnp.float32,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> bytes:
+    """The network with its weights as a StableHLO artifact, to be run with jax alone.
+
+    Args:
+      network: what is exported.
+      image_shape: ``[H, W, C]``.
+      batch: how many images it takes; any number if None.
+      dtype: of the images.
+      platforms: of ``PLATFORMS``, those that it can run on.
+
+    Returns:
+      What ``jax.export.deserialize`` takes, in any process with jax and flatbuffers. Its ``call``
+      maps images to the outputs of ``network``.
+
+    Raises:
+      InputError: an unknown platform, or flatbuffers is not installed.
+
+    Example:
+      >>> import nfnets_jax
+      >>> model = nfnets_jax.create_model("nfnet_micro", num_classes=10)
+      >>> images = jnp.zeros((2, 8, 8, 1))
+      >>> params, _ = model.init(jax.random.key(0), images)
+      >>> artifact = export(fold(model, params), image_shape=(8, 8, 1))
+      >>> jax.export.deserialize(bytearray(artifact)).call(images)["logits"].shape
+      (2, 10)
+    """
+    unknown = [platform for platform in platforms if platform not in PLATFORMS]
+    if unknown or not platforms:
+        raise InputError(f"no platform {''.join(unknown[:1])!r}; there are {', '.join(PLATFORMS)}")
+
+    of_cpus, of_others = _form(network, "cpu"), _form(network, "other")
+
+    def run(images: jax.Array) -> Outputs:
+        if "cpu" not in platforms:
+            return of_others(images)
+        return lax.platform_dependent(images, cpu=of_cpus, default=of_others)
+
+    size: Any = jax.export.symbolic_shape("batch")[0] if batch is None else batch
+    images = jax.ShapeDtypeStruct((size, *image_shape), dtype)
+    exported = jax.export.export(jax.jit(run), platforms=platforms)(images)
+    try:
+        return bytes(exported.serialize())
+    except ImportError as error:
+        raise InputError("an artifact needs a package: pip install flatbuffers") from error
+
+
+def export_onnx(network: Frozen, image_shape: Sequence[int], dtype: Any = jnp.float32) -> bytes:
+    """The network with its weights as an ONNX model, by jax2onnx.
+
+    Its input ``images`` is ``[N, H, W, C]``, of any ``N``; its outputs are those of ``network``, by
+    their names.
+
+    Args:
+      network: what is exported.
+      image_shape: ``[H, W, C]``.
+      dtype: of the images.
+
+    Raises:
+      InputError: jax2onnx is not installed.
+    """
+    try:
+        import jax2onnx
+    except ImportError as error:
+        raise InputError("ONNX needs a package: pip install jax2onnx") from error
+    # ONNX has grouped convolutions, as the backends other than XLA's for CPUs do.
+    run = _form(network, "onnx")
+    names = sorted(jax.eval_shape(run, jax.ShapeDtypeStruct((1, *image_shape), dtype)))
+    any_number: Any = jax.ShapeDtypeStruct(("N", *image_shape), dtype)
+    model = jax2onnx.to_onnx(
+        lambda images: tuple(run(images)[name] for name in names),
+        [any_number],
+        input_names=["images"],
+        output_names=names,
+    )
+    return model.SerializeToString()
+
+
+def _form(network: Frozen, backend: str) -> Callable[[jax.Array], Outputs]:
+    """What the network computes, in the form for a backend.
+
+    Unlike ``network`` itself it is traced anew; JAX would remember the form of the first backend.
+    """
+    return for_backend(backend)(lambda images: network.forward(network.weights, images))
