@@ -777,7 +777,8 @@ def _squares(x: jax.Array, leaf: _Leaf, shrink: float = 1.0) -> jax.Array:
     """Sums of squares over the axes of a unit, on all devices that it is split over."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if shrink != 1:
-        wide = wide * shrink
+        # Without the barrier XLA may take the square before it makes it small.
+        wide = lax.optimization_barrier(wide * shrink)
     squares = jnp.real(wide * jnp.conj(wide)) if jnp.iscomplexobj(wide) else jnp.square(wide)
     total = jnp.sum(squares, axis=leaf.axes, keepdims=True)
     return lax.psum(total, names) if (names := leaf.mesh_axes()) else total
