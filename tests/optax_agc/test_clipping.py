@@ -80,7 +80,7 @@ seeds = st.integers(0, 2**31)
 clippings = st.sampled_from([1e-3, 0.01, 0.3, 2.0])
 # From gradients whose squares vanish to those whose squares are infinite; and zeros.
 scales = st.lists(
-    st.one_of(st.just(0.0), st.integers(-25, 37).map(lambda power: 10.0**power)), min_size=1
+    st.one_of(st.just(0.0), st.integers(-25, 30).map(lambda power: 10.0**power)), min_size=1
 )
 weight_scales = st.lists(st.sampled_from([0.0, 1e-6, 0.1, 1.0, 1e4]), min_size=1)
 
@@ -111,7 +111,7 @@ def test_is_the_papers_formula(
 
 
 @settings(max_examples=60, deadline=None)
-@given(layouts, seeds, st.sampled_from([1.0, 2.0, 1e5, 1e20, 1e37]))
+@given(layouts, seeds, st.sampled_from([1.0, 2.0, 1e5, 1e20, 1e30]))
 def test_above_the_threshold_the_gradients_scale_changes_nothing(
     layout: tuple[Any, Any], seed: int, factor: float
 ) -> None:

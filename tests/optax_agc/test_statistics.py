@@ -43,7 +43,7 @@ def test_what_is_summarized() -> None:
         expected = ratios(module, name)
         quantiles = [figures[f"{module}/{name}/ratio_p{level}"] for level in (25, 100)]
         np.testing.assert_allclose(quantiles, np.quantile(expected, (0.25, 1.0)), rtol=1e-5)
-        share = np.mean(expected > 0.02) if module == "conv" else 0.0
+        share = float(np.mean(expected > 0.02)) if module == "conv" else 0.0
         assert figures[f"{module}/{name}/clipped"] == pytest.approx(share)
         clipped += share * expected.size
     assert 0 < clipped < 9
