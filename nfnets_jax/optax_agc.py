@@ -730,24 +730,21 @@ def _name(path: Path) -> str:
 
 
 class _Norms(NamedTuple):
-    """Of the units of one parameter, with axes of length 1 where they were taken.
-
-    The gradient's norm is ``gradient / shrink``: it may be too large to be written.
-    """
+    """Of the units of one parameter, with axes of length 1 where they were taken."""
 
     gradient: jax.Array
-    shrink: jax.Array
     weights: jax.Array
 
     def ratio(self, eps: float) -> jax.Array:
         """Gradient norm over weight norm."""
-        return self.gradient / jnp.maximum(self.weights, eps) / self.shrink
+        return self.gradient / jnp.maximum(self.weights, eps)
 
 
 def _norms(leaves: Sequence[_Leaf]) -> list[_Norms]:
     """Of each leaf's units, in float32 or wider."""
     sums = [_squares(leaf.gradient, leaf) for leaf in leaves]
-    shrinks = [2.0 ** -(5 * jnp.finfo(total.dtype).maxexp // 8) for total in sums]
+    limits = [jnp.finfo(total.dtype) for total in sums]
+    shrinks = [2.0 ** -(5 * limit.maxexp // 8) for limit in limits]
     # Squares of a huge gradient overflow; only then it is read once more, made small.
     finite = jnp.array([jnp.all(jnp.isfinite(total)) for total in sums]).all()
     if names := {name for leaf in leaves for name in leaf.mesh_axes()}:
@@ -761,15 +758,15 @@ def _norms(leaves: Sequence[_Leaf]) -> list[_Norms]:
         ],
     )
     norms = []
-    for leaf, total, shrunk, shrink in zip(leaves, sums, small, shrinks, strict=True):
-        huge = jnp.isinf(total)
-        norms.append(
-            _Norms(
-                _root(jnp.where(huge, shrunk, total)),
-                jnp.where(huge, shrink, 1.0).astype(total.dtype),
-                _root(_squares(leaf.param, leaf)),
-            )
+    for leaf, total, shrunk, shrink, limit in zip(
+        leaves, sums, small, shrinks, limits, strict=True
+    ):
+        # What is finite and yet too long to be written is as long as can be written.
+        huge = jnp.where(
+            jnp.isfinite(shrunk), jnp.minimum(_root(shrunk) / shrink, limit.max), jnp.inf
         )
+        norm = jnp.where(jnp.isinf(total), huge, _root(total))
+        norms.append(_Norms(norm, _root(_squares(leaf.param, leaf))))
     return norms
 
 
@@ -777,7 +774,8 @@ def _squares(x: jax.Array, leaf: _Leaf, shrink: float = 1.0) -> jax.Array:
     """Sums of squares over the axes of a unit, on all devices that it is split over."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if shrink != 1:
-        wide = wide * shrink
+        # Without the barrier XLA may take the square before it makes it small.
+        wide = lax.optimization_barrier(wide * shrink)
     squares = jnp.real(wide * jnp.conj(wide)) if jnp.iscomplexobj(wide) else jnp.square(wide)
     total = jnp.sum(squares, axis=leaf.axes, keepdims=True)
     return lax.psum(total, names) if (names := leaf.mesh_axes()) else total
@@ -817,11 +815,12 @@ def _clip(
         if limit is not None:
             norms = next(measured)
             largest = limit * jnp.maximum(norms.weights, eps)
-            clips = (norms.gradient > largest * norms.shrink) & jnp.isfinite(norms.gradient)
-            # The 1 only keeps 0 / 0 out of the branch not taken, whose derivative would be NaN.
-            scale = largest / jnp.where(clips, norms.gradient, 1)
-            scaled = (gradient * norms.shrink * scale).astype(gradient.dtype)
-            gradient = jnp.where(clips, scaled, gradient)
+            clips = (norms.gradient > largest) & jnp.isfinite(norms.gradient)
+            # By 1 a gradient passes as it came, be it not finite. And 0 / 0 is kept out of the
+            # branch not taken: its derivative would be NaN.
+            scale = jnp.where(clips, largest / jnp.where(clips, norms.gradient, 1), 1)
+            # Without the barrier XLA may compute it anew for each number of the gradient.
+            gradient = (gradient * lax.optimization_barrier(scale)).astype(gradient.dtype)
         clipped.append(gradient)
     return clipped
 

@@ -1,3 +1,7 @@
+"""One transformation against optax's and against the paper's formula."""
+
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -5,75 +9,235 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from nfnets_jax import optax_agc
+from tests.optax_agc import reference
+from tests.optax_agc.reference import random
 
-SHAPES = [(), (7,), (1, 9), (6, 5), (4, 3, 2), (3, 3, 4, 8), (1, 1, 6, 2), (2, 3, 3, 4, 5)]
+SHAPES = [(), (7,), (1, 9), (6, 5), (4, 3, 2), (3, 3, 4, 8), (1, 1, 6, 2), (2, 3, 3, 4, 5), (0, 3)]
+# Shapes and the axes inside a unit: few, as each is compiled.
+LAYOUTS: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
+    ((), ()),
+    ((5,), (0,)),
+    ((3, 4), (0,)),
+    ((4, 3), (1,)),
+    ((2, 3, 4), (0, 2)),
+    ((2, 2, 3, 4), (0, 1, 3)),
+    ((2, 1, 3, 2, 2), (1, 2, 3)),
+]
+DTYPES = {jnp.float32: 1e-5, jnp.bfloat16: 1e-2, jnp.float16: 2e-3, jnp.complex64: 1e-5}
+EPS = 1e-3
 
 
 def random_tree(seed: int, scale: float) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(seed)
-    return {
-        f"parameter {i}": jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
-        for i, shape in enumerate(SHAPES)
-    }
+    return {f"parameter {i}": random(seed + i, shape, scale) for i, shape in enumerate(SHAPES)}
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-4, 0.01, 1.0, 1e6])
-@pytest.mark.parametrize("param_scale", [0.0, 1.0])
-def test_equals_optax(scale: float, param_scale: float) -> None:
-    grads, params = random_tree(0, scale), random_tree(1, param_scale)
-    ours, theirs = optax_agc.adaptive_grad_clip(0.01), optax.adaptive_grad_clip(0.01)
-    actual, _ = ours.update(grads, ours.init(params), params)
-    expected, _ = theirs.update(grads, theirs.init(params), params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
+def test_equals_optax() -> None:
+    ours, theirs = (
+        jax.jit(lambda g, p, agc=agc: agc.update(g, agc.init(p), p)[0])
+        for agc in (optax_agc.adaptive_grad_clip(0.01), optax.adaptive_grad_clip(0.01))
+    )
+    for scale in (0.0, 1e-4, 0.01, 1.0, 1e6):
+        for param_scale in (0.0, 1.0):
+            grads, params = random_tree(0, scale), random_tree(50, param_scale)
+            jax.tree.map(
+                functools.partial(np.testing.assert_allclose, rtol=1e-6),
+                ours(grads, params),
+                theirs(grads, params),
+            )
 
 
-def plain(grad: np.ndarray, weight: np.ndarray, clipping: float, eps: float) -> np.ndarray:
-    """The paper's formula, a unit at a time, the last axis counting the units."""
-    clipped = grad.astype(np.float64)
-    for unit in range(grad.shape[-1]):
-        norm = np.sqrt((clipped[..., unit] ** 2).sum())
-        bound = clipping * max(np.sqrt((weight[..., unit].astype(np.float64) ** 2).sum()), eps)
-        if norm > bound:
-            clipped[..., unit] *= bound / norm
-    return clipped
+def test_axes_may_be_given_for_all_as_to_optax() -> None:
+    grads, params = ({"a": random(i, (3, 4)), "b": random(i + 2, (2, 5, 2))} for i in (0, 9))
+    ours = reference.update(optax_agc.adaptive_grad_clip(0.01, 1e-3, 1), grads, params)
+    theirs = reference.update(optax.adaptive_grad_clip(0.01, 1e-3, 1), grads, params)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), ours, theirs)
 
 
-def test_is_the_papers_formula() -> None:
-    rng = np.random.default_rng(0)
-    weight = rng.standard_normal((3, 3, 4, 8)).astype(np.float32)
-    weight[..., 3] = 0
-    grad = (rng.standard_normal(weight.shape) * np.geomspace(1e-3, 10, 8)).astype(np.float32)
-    agc = optax_agc.adaptive_grad_clip(0.05, eps=1e-2)
-    clipped, _ = agc.update({"w": jnp.asarray(grad)}, agc.init({}), {"w": jnp.asarray(weight)})
-    expected = plain(grad, weight, 0.05, 1e-2)
-    np.testing.assert_allclose(clipped["w"], expected, rtol=1e-5)
-    changed = (np.abs(expected - grad) > 1e-6 * np.abs(grad)).any((0, 1, 2))
-    assert 0 < changed.sum() < 8, "the test has units that are clipped and units that are not"
+@functools.cache
+def compiled(axes: tuple[int, ...]) -> Callable[..., jax.Array]:
+    """``(gradient, weight, clipping) -> clipped``."""
+
+    def clip(grad: jax.Array, weight: jax.Array, clipping: jax.Array) -> jax.Array:
+        agc = optax_agc.adaptive_grad_clip(clipping, EPS, lambda path, param: axes)
+        return agc.update(grad, agc.init(weight), weight)[0]
+
+    return jax.jit(clip)
 
 
-def test_unit_axes_overrule_the_rank() -> None:
-    rng = np.random.default_rng(0)
-    weight, grad = (rng.standard_normal((5, 4)).astype(np.float32) for _ in range(2))
+def units_scaled(array: np.ndarray, axes: tuple[int, ...], scales: list[float]) -> np.ndarray:
+    """Each unit times a scale of its own."""
+    outer = [1 if axis in axes else length for axis, length in enumerate(array.shape)]
+    return array * np.resize(scales, outer)
 
-    def rows(path: Any, param: jax.Array) -> int | None:
-        return 1 if path[-1].key == "torch" else None
 
-    params = {"torch": jnp.asarray(weight.T), "haiku": jnp.asarray(weight)}
-    grads = {"torch": jnp.asarray(grad.T), "haiku": jnp.asarray(grad)}
-    agc = optax_agc.adaptive_grad_clip(0.01, unit_axes=rows)
-    clipped, _ = agc.update(grads, agc.init(params), params)
-    np.testing.assert_allclose(clipped["torch"].T, clipped["haiku"], rtol=1e-6)
-    np.testing.assert_allclose(clipped["haiku"], plain(grad, weight, 0.01, 1e-3), rtol=1e-5)
+layouts = st.sampled_from(LAYOUTS)
+dtypes = st.sampled_from(list(DTYPES))
+seeds = st.integers(0, 2**31)
+clippings = st.sampled_from([1e-3, 0.01, 0.3, 2.0])
+# From gradients whose squares vanish to those whose squares are infinite; and zeros.
+scales = st.lists(
+    st.one_of(st.just(0.0), st.integers(-25, 30).map(lambda power: 10.0**power)), min_size=1
+)
+weight_scales = st.lists(st.sampled_from([0.0, 1e-6, 0.1, 1.0, 1e4]), min_size=1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(layouts, dtypes, seeds, scales, weight_scales, clippings)
+def test_is_the_papers_formula(
+    layout: tuple[Any, Any], dtype: Any, seed: int, scale: Any, weight_scale: Any, clipping: float
+) -> None:
+    (shape, axes), rng = layout, np.random.default_rng(seed)
+    grad, weight = (
+        units_scaled(rng.uniform(-1, 1, shape), axes, by) for by in (scale, weight_scale)
+    )
+    if dtype == jnp.complex64:
+        grad, weight = (x * np.exp(1j * rng.uniform(0, 6, shape)) for x in (grad, weight))
+    if dtype == jnp.float16:
+        grad = np.clip(grad, -6e4, 6e4)
+    grad, weight = (np.asarray(jnp.asarray(x, dtype)) for x in (grad, weight))
+    clipped = compiled(axes)(grad, weight, clipping)
+    assert clipped.dtype == dtype
+    wide = np.complex128 if dtype == jnp.complex64 else np.float64
+    expected = reference.clip(grad.astype(wide), weight.astype(wide), axes, clipping, EPS)
+    # What is too small for the dtype's normal numbers is zero to XLA.
+    tiny = float(jnp.finfo(dtype).tiny)
+    np.testing.assert_allclose(
+        np.asarray(clipped).astype(wide), expected, rtol=DTYPES[dtype], atol=4 * tiny
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts, seeds, st.sampled_from([1.0, 2.0, 1e5, 1e20, 1e30]))
+def test_above_the_threshold_the_gradients_scale_changes_nothing(
+    layout: tuple[Any, Any], seed: int, factor: float
+) -> None:
+    shape, axes = layout
+    grad, weight = random(seed, shape), random(seed + 1, shape)
+    clipped = compiled(axes)(grad, weight, 1e-3)
+    assume(np.all(np.asarray(clipped) != np.asarray(grad)))
+    np.testing.assert_allclose(compiled(axes)(grad * factor, weight, 1e-3), clipped, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts, seeds, st.sampled_from([0.0, 1.0, 1e30, np.inf, np.nan]))
+def test_units_are_independent(layout: tuple[Any, Any], seed: int, factor: float) -> None:
+    shape, axes = layout
+    outer = [axis for axis in range(len(shape)) if axis not in axes]
+    assume(outer)
+    grad, weight = random(seed, shape, 0.03), random(seed + 1, shape)
+    first = tuple(0 if axis == outer[0] else slice(None) for axis in range(len(shape)))
+    changed = grad.at[first].multiply(factor)
+    before, after = (compiled(axes)(g, weight, 0.02) for g in (grad, changed))
+    np.testing.assert_array_equal(np.delete(before, 0, outer[0]), np.delete(after, 0, outer[0]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts, seeds)
+def test_permuted_units_are_clipped_alike(layout: tuple[Any, Any], seed: int) -> None:
+    shape, axes = layout
+    outer = [axis for axis in range(len(shape)) if axis not in axes]
+    assume(outer)
+    grad, weight = random(seed, shape, 0.03), random(seed + 1, shape)
+    order = np.random.default_rng(seed).permutation(shape[outer[0]])
+    permuted = compiled(axes)(*(jnp.take(x, order, outer[0]) for x in (grad, weight)), 0.02)
+    expected = jnp.take(compiled(axes)(grad, weight, 0.02), order, outer[0])
+    np.testing.assert_allclose(permuted, expected, rtol=1e-6)
+
+
+def test_float64_is_measured_in_float64() -> None:
+    with jax.enable_x64(True):
+        grad, weight = np.array([[3e200, 1e-9]]).T, np.array([[1.0, 0.0]]).T
+        clipped = compiled((0,))(jnp.asarray(grad), jnp.asarray(weight), 0.01)
+        assert clipped.dtype == jnp.float64
+        np.testing.assert_allclose(clipped, grad * (0.01 / 3e200), rtol=1e-12)
 
 
 def test_bfloat16_gradients_are_measured_in_float32() -> None:
     params = {"w": jnp.ones((4096, 2), jnp.bfloat16)}
-    agc = optax_agc.adaptive_grad_clip(0.01)
-    clipped, _ = agc.update(params, agc.init(params), params)
+    clipped = reference.update(optax_agc.adaptive_grad_clip(0.01), params, params)
     assert clipped["w"].dtype == jnp.bfloat16
     np.testing.assert_allclose(clipped["w"].astype(np.float32), 0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_units_that_are_not_finite_pass_as_they_came(bad: float) -> None:
+    weight, grad = jnp.ones((3, 4)), random(0, (3, 4), 100.0).at[1, 2].set(bad)
+    clipped = np.asarray(compiled((0,))(grad, weight, 0.01))
+    np.testing.assert_array_equal(clipped[:, 2], grad[:, 2])
+    finite = [0, 1, 3]
+    expected = reference.clip(np.asarray(grad), np.asarray(weight), (0,), 0.01, EPS)
+    np.testing.assert_allclose(clipped[:, finite], expected[:, finite], rtol=1e-5)
+
+
+def test_a_step_can_be_differentiated_at_zero() -> None:
+    """Of meta-learning: skip gains start at zero, and units without a gradient are common."""
+    agc = optax_agc.adaptive_grad_clip(0.01)
+
+    def stepped(grads: Any, params: Any) -> jax.Array:
+        updates, _ = agc.update(grads, agc.init(params), params)
+        return optax.tree.sum(updates) + optax.tree.sum(optax.apply_updates(params, updates))
+
+    zeros = {"w": jnp.zeros((3, 2)), "gain": jnp.zeros(())}
+    for tree in jax.jit(jax.grad(stepped, argnums=(0, 1)))(zeros, zeros):
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def test_unit_axes_overrule_the_rank() -> None:
+    weight, grad = random(0, (5, 4)), random(1, (5, 4))
+
+    def rows(path: Any, param: jax.Array) -> int | None:
+        return -1 if path[-1].key == "torch" else None
+
+    params, grads = {"torch": weight.T, "haiku": weight}, {"torch": grad.T, "haiku": grad}
+    clipped = reference.update(optax_agc.adaptive_grad_clip(unit_axes=rows), grads, params)
+    np.testing.assert_allclose(clipped["torch"].T, clipped["haiku"], rtol=1e-6)
+
+
+def test_clipping_by_schedule() -> None:
+    params, grads = {"w": jnp.ones((4, 1))}, {"w": jnp.ones((4, 1))}
+    agc = optax_agc.adaptive_grad_clip(optax.linear_schedule(0.5, 0.1, 2))
+    state, update = agc.init(params), jax.jit(agc.update)
+    for expected in (0.5, 0.3, 0.1, 0.1):
+        clipped, state = update(grads, state, params)
+        np.testing.assert_allclose(clipped["w"], expected, rtol=1e-6)
+
+
+def test_clipping_by_group() -> None:
+    params = {"attention": {"w": jnp.ones((4, 1))}, "mlp": {"w": jnp.ones((4, 1))}}
+    params["embed"] = {"embeddings": jnp.ones((4, 1))}
+    groups = {"attention/": lambda step: 0.2, "embed": None, "": 0.1}
+    clipped = reference.update(optax_agc.adaptive_grad_clip(groups), params, params)
+    found = {name: float(leaves[next(iter(leaves))][0, 0]) for name, leaves in clipped.items()}
+    assert found == pytest.approx({"attention": 0.2, "mlp": 0.1, "embed": 1.0})
+    partial = optax_agc.adaptive_grad_clip({"attention/": 0.2, "mlp": 0.1})
+    with pytest.raises(ValueError, match="nothing of embed/embeddings"):
+        partial.update(params, partial.init(params), params)
+
+
+def test_empty_trees_and_none() -> None:
+    agc = optax_agc.adaptive_grad_clip()
+    assert agc.update({}, agc.init({}), {})[0] == {}
+    params = {"w": jnp.ones((2, 2)), "none": None, "frozen": jnp.ones(3)}
+    grads = {"w": jnp.ones((2, 2)), "none": None, "frozen": None}
+    clipped, _ = jax.jit(agc.update)(grads, agc.init(params), params)
+    assert (clipped["none"], clipped["frozen"]) == (None, None)
+    np.testing.assert_allclose(clipped["w"], 0.01, rtol=1e-6)
+
+
+def test_masks() -> None:
+    params = {"a": {"w": jnp.ones((4, 1)), "b": jnp.ones(4)}, "c": {"w": jnp.ones((4, 1))}}
+    for mask in ({"a": True, "c": False}, lambda params: {"a": True, "c": False}):
+        clipped = reference.update(optax_agc.adaptive_grad_clip(mask=mask), params, params)
+        assert float(clipped["a"]["b"][0]) == pytest.approx(0.01)
+        assert float(clipped["c"]["w"][0, 0]) == 1
+    spared = optax_agc.all_but(r"^a/w", "c/")(params)
+    assert spared == {"a": {"w": False, "b": True}, "c": {"w": False}}
+    with pytest.raises(ValueError, match="no parameter has 'head' in its name"):
+        optax_agc.all_but("head")(params)
 
 
 def test_only_the_classifiers_matrix_is_spared() -> None:
@@ -93,47 +257,26 @@ def test_only_the_classifiers_matrix_is_spared() -> None:
     assert spared == ["NFNet/~/linear/w"]
 
 
-def test_sgd_agc_by_hand() -> None:
-    """Two steps of one clipped matrix, one clipped bias and a classifier that is left alone."""
-    rng = np.random.default_rng(0)
-    params = {
-        "net/~/conv": {"w": rng.standard_normal((3, 2)), "bias": rng.standard_normal(2)},
-        "net/~/linear": {"w": rng.standard_normal((2, 2))},
-    }
-    grads = [jax.tree.map(lambda p: rng.standard_normal(p.shape), params) for _ in range(2)]
-    optimizer = optax_agc.sgd_agc(0.5, weight_decay=0.1)
-    actual, state = jax.tree.map(jnp.float32, params), optimizer.init(params)
-    momenta = jax.tree.map(np.zeros_like, params)
-    for grad in grads:
-        updates, state = optimizer.update(jax.tree.map(jnp.float32, grad), state, actual)
-        actual = optax.apply_updates(actual, updates)
-        for module, leaves in params.items():
-            for name, weight in leaves.items():
-                step = grad[module][name]
-                if name == "bias":
-                    step = plain(step[:, None], weight[:, None], 0.01, 1e-3)[:, 0]
-                elif module == "net/~/conv":
-                    step = plain(step, weight, 0.01, 1e-3)
-                if name == "w":
-                    step = step + 0.1 * weight
-                momenta[module][name] = 0.9 * momenta[module][name] + step
-                params[module][name] = weight - 0.5 * (step + 0.9 * momenta[module][name])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), actual, params)
+TWO = {"layer": {"w": jnp.ones((3, 4)), "b": jnp.ones(4)}}
 
 
-def test_wrong_use_is_named() -> None:
-    agc = optax_agc.adaptive_grad_clip()
-    with pytest.raises(ValueError, match=r"update\(gradients, state, params\)"):
-        agc.update({}, agc.init({}))
-    deep = {"layer": {"w": jnp.ones((2,) * 6)}}
-    with pytest.raises(ValueError, match="layer/w has 6 axes"):
-        agc.update(deep, agc.init(deep), deep)
-
-
-def test_without_clipping_the_recipe_is_sgd() -> None:
-    params = {"linear": {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}}
-    grads = jax.tree.map(lambda param: 100 * param, params)
-    ours = optax_agc.sgd_agc(0.1, weight_decay=0.0, clipping=None)
-    expected = optax.sgd(0.1, momentum=0.9, nesterov=True)
-    updates = [opt.update(grads, opt.init(params), params)[0] for opt in (ours, expected)]
-    jax.tree.map(np.testing.assert_allclose, *updates)
+@pytest.mark.parametrize(
+    ("grads", "params", "unit_axes", "message"),
+    [
+        (TWO, None, None, r"call update\(gradients, state, params\)"),
+        (TWO, {"layer": {"w": TWO["layer"]["w"]}}, None, "gradients without .*: layer/b"),
+        ({"layer": {"w": TWO["layer"]["w"]}}, TWO, None, "parameters without .*: layer/b"),
+        ({"layer": {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}}, TWO, None,
+         r"layer/w: gradient \(4, 3\), but parameter \(3, 4\)"),
+        (TWO, TWO, 1, r"layer/b, \(4,\), has no axis 1, which unit_axes gave"),
+        (TWO, TWO, lambda path, param: -3, r"layer/., .* has no axis -3"),
+        ({"layer": {"w": jnp.ones((2,) * 6)}}, {"layer": {"w": jnp.ones((2,) * 6)}}, None,
+         "layer/w has 6 axes"),
+    ],
+)  # fmt: skip
+def test_wrong_use_names_the_parameter(
+    grads: Any, params: Any, unit_axes: Any, message: str
+) -> None:
+    agc = optax_agc.adaptive_grad_clip(unit_axes=unit_axes)
+    with pytest.raises(ValueError, match=message):
+        agc.update(grads, agc.init(params), params)
