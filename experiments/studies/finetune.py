@@ -197,20 +197,20 @@ def _report(rows: Sequence[grid.Row], settings: Budget, data: str, first: float)
             for way, found in means.items()
         ],
     )
-    scratch = statistics.mean(means["from scratch"])
-    best = max(means, key=lambda way: statistics.mean(means[way]))
-    gain = statistics.mean(means[best]) - scratch
+    top1 = {way: 100 * statistics.mean(found) for way, found in means.items()}
+    gains = sorted(top1[way] - top1["from scratch"] for way in WAYS if way != "from scratch")
     verdict = (
-        f"Best is “{best}”, {100 * gain:+.1f} points over training from scratch."
-        if best != "from scratch"
-        else "Nothing is better than training from scratch."
+        "What starts from the network that has learned ends between "
+        f"{gains[0]:+.1f} and {gains[-1]:+.1f} points of training from scratch; "
+        f"{settings.seeds} runs of each are too few to tell the ways apart by less than their own "
+        "spread."
     )
     return f"""
 {verdict}
 
-A network of {data} that has learned half of the classes ({settings.steps} steps, test top-1
+A network that has learned half of the classes of {data} ({settings.steps} steps, test top-1
 {first:.1%}) learns the other half from {settings.examples} images of each, in
-{settings.tuning_steps} steps of {_BATCH}; {settings.seeds} times, with other images.
+{settings.tuning_steps} steps of {_BATCH}; so many seeds, each with other images: {settings.seeds}.
 
 {table}
 
