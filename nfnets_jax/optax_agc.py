@@ -337,7 +337,12 @@ def unit_ratios(
     weight norm, float32 or wider, with axes of length 1 where norms were taken.
     """
     leaves = _leaves(gradients, params, unit_axes)
-    ratios = iter([norms.ratio(eps) for norms in _norms(leaves)])
+
+    def ratio(leaf: _Leaf, gradient_norm: jax.Array, weight_norm: jax.Array) -> jax.Array:
+        del leaf
+        return gradient_norm / jnp.maximum(weight_norm, eps)
+
+    ratios = iter(_of_norms(leaves, ratio))
     return jax.tree.map(lambda _: next(ratios), gradients)
 
 
@@ -729,45 +734,42 @@ def _name(path: Path) -> str:
     return name.removesuffix("/value") if of_variable else name
 
 
-class _Norms(NamedTuple):
-    """Of the units of one parameter, with axes of length 1 where they were taken."""
-
-    gradient: jax.Array
-    weights: jax.Array
-
-    def ratio(self, eps: float) -> jax.Array:
-        """Gradient norm over weight norm."""
-        return self.gradient / jnp.maximum(self.weights, eps)
+# Of a leaf, the norms of its units' gradients and weights, with axes of length 1 where they were
+# taken, to a figure of each unit.
+_Figure = Callable[[_Leaf, jax.Array, jax.Array], jax.Array]
 
 
-def _norms(leaves: Sequence[_Leaf]) -> list[_Norms]:
-    """Of each leaf's units, in float32 or wider."""
+def _of_norms(leaves: Sequence[_Leaf], figure: _Figure) -> list[jax.Array]:
+    """A figure of each leaf's units, by norms in float32 or wider."""
     sums = [_squares(leaf.gradient, leaf) for leaf in leaves]
-    limits = [jnp.finfo(total.dtype) for total in sums]
-    shrinks = [2.0 ** -(5 * limit.maxexp // 8) for limit in limits]
-    # Squares of a huge gradient overflow; only then it is read once more, made small.
+    weights = [_root(_squares(leaf.param, leaf)) for leaf in leaves]
     finite = jnp.array([jnp.all(jnp.isfinite(total)) for total in sums]).all()
     if names := {name for leaf in leaves for name in leaf.mesh_axes()}:
         finite = lax.pmin(finite.astype(jnp.int32), tuple(sorted(names))) > 0
-    small = lax.cond(
+    # Squares of a huge gradient overflow; only then it is read once more. The figures are made
+    # inside of the branches, as XLA would compute those outside anew for each number that they
+    # scale.
+    return lax.cond(
         finite,
-        lambda: sums,
         lambda: [
-            _squares(leaf.gradient, leaf, shrink)
-            for leaf, shrink in zip(leaves, shrinks, strict=True)
+            figure(leaf, _root(total), norm)
+            for leaf, total, norm in zip(leaves, sums, weights, strict=True)
+        ],
+        lambda: [
+            figure(leaf, _huge_norm(leaf, total), norm)
+            for leaf, total, norm in zip(leaves, sums, weights, strict=True)
         ],
     )
-    norms = []
-    for leaf, total, shrunk, shrink, limit in zip(
-        leaves, sums, small, shrinks, limits, strict=True
-    ):
-        # What is finite and yet too long to be written is as long as can be written.
-        huge = jnp.where(
-            jnp.isfinite(shrunk), jnp.minimum(_root(shrunk) / shrink, limit.max), jnp.inf
-        )
-        norm = jnp.where(jnp.isinf(total), huge, _root(total))
-        norms.append(_Norms(norm, _root(_squares(leaf.param, leaf))))
-    return norms
+
+
+def _huge_norm(leaf: _Leaf, total: jax.Array) -> jax.Array:
+    """The norms of the gradient's units, where sums of squares may have overflown."""
+    limit = jnp.finfo(total.dtype)
+    shrink = 2.0 ** -(5 * limit.maxexp // 8)
+    shrunk = _squares(leaf.gradient, leaf, shrink)
+    # What is finite and yet too long to be written is as long as can be written.
+    norm = jnp.where(jnp.isfinite(shrunk), jnp.minimum(_root(shrunk) / shrink, limit.max), jnp.inf)
+    return jnp.where(jnp.isinf(total), norm, _root(total))
 
 
 def _squares(x: jax.Array, leaf: _Leaf, shrink: float = 1.0) -> jax.Array:
@@ -805,24 +807,22 @@ def _clip(
     leaves: Sequence[_Leaf], clipping: Clipping, eps: float, step: jax.Array | None
 ) -> list[jax.Array]:
     """The leaves' gradients, clipped."""
-    limits = [_limit(leaf, clipping, step) for leaf in leaves]
-    measured = iter(
-        _norms([leaf for leaf, limit in zip(leaves, limits, strict=True) if limit is not None])
-    )
-    clipped = []
-    for leaf, limit in zip(leaves, limits, strict=True):
-        gradient = leaf.gradient
-        if limit is not None:
-            norms = next(measured)
-            largest = limit * jnp.maximum(norms.weights, eps)
-            clips = (norms.gradient > largest) & jnp.isfinite(norms.gradient)
-            # By 1 a gradient passes as it came, be it not finite. And 0 / 0 is kept out of the
-            # branch not taken: its derivative would be NaN.
-            scale = jnp.where(clips, largest / jnp.where(clips, norms.gradient, 1), 1)
-            # Without the barrier XLA may compute it anew for each number of the gradient.
-            gradient = (gradient * lax.optimization_barrier(scale)).astype(gradient.dtype)
-        clipped.append(gradient)
-    return clipped
+    limits = {leaf.name: _limit(leaf, clipping, step) for leaf in leaves}
+
+    def scale(leaf: _Leaf, gradient_norm: jax.Array, weight_norm: jax.Array) -> jax.Array:
+        largest = limits[leaf.name] * jnp.maximum(weight_norm, eps)
+        clips = (gradient_norm > largest) & jnp.isfinite(gradient_norm)
+        # By 1 a gradient passes as it came, be it not finite. And 0 / 0 is kept out of the branch
+        # not taken: its derivative would be NaN.
+        return jnp.where(clips, largest / jnp.where(clips, gradient_norm, 1), 1)
+
+    scales = iter(_of_norms([leaf for leaf in leaves if limits[leaf.name] is not None], scale))
+    return [
+        leaf.gradient
+        if limits[leaf.name] is None
+        else (leaf.gradient * next(scales)).astype(leaf.gradient.dtype)
+        for leaf in leaves
+    ]
 
 
 def _statistics(
@@ -836,10 +836,16 @@ def _statistics(
 ) -> list[UnitStatistics]:
     """Of each leaf; where it is not time to look, with the quantiles from before."""
     limits = [_limit(leaf, clipping, step) for leaf in leaves]
-    ratios = []
-    for leaf, norms in zip(leaves, _norms(leaves), strict=True):
-        ratio = jnp.where(jnp.isfinite(norms.gradient), norms.ratio(eps), jnp.nan)
-        ratios.append(_of_all_devices(ratio, leaf).ravel().astype(jnp.float32))
+
+    def finite_ratio(leaf: _Leaf, gradient_norm: jax.Array, weight_norm: jax.Array) -> jax.Array:
+        del leaf
+        ratio = gradient_norm / jnp.maximum(weight_norm, eps)
+        return jnp.where(jnp.isfinite(gradient_norm), ratio, jnp.nan)
+
+    ratios = [
+        _of_all_devices(ratio, leaf).ravel().astype(jnp.float32)
+        for leaf, ratio in zip(leaves, _of_norms(leaves, finite_ratio), strict=True)
+    ]
 
     def look() -> list[jax.Array]:
         return [
