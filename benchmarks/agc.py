@@ -88,7 +88,9 @@ def _update(agc: optax.GradientTransformation) -> Callable[[Any, Any], Any]:
 
 def _nfnet_f0() -> Any:
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    return machine.parameter_shapes(nfnets_jax.create_model("nfnet_f0"), images)
+    model = nfnets_jax.create_model("nfnet_f0")
+    params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
+    return params
 
 
 def _transformer() -> Any:
