@@ -131,6 +131,7 @@ def test_a_run_is_evaluated_as_it_evaluates_itself(
     assert set(moved["classes"]) == set("3456789")
 
 
+@pytest.mark.slow
 def test_a_batch_normalized_run_brings_its_statistics(tmp_path: Path) -> None:
     config = nfnet_digits.get_config()
     config.update({"num_steps": 30, "batch_size": 64, "num_devices": 1})

@@ -24,6 +24,7 @@ def test_stages_have_the_published_shapes() -> None:
     assert outputs["pool"].shape == (1, 1280)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_drops_branches_or_scales_them_up() -> None:
     images = jnp.asarray(golden.images(64, 8))
 

@@ -162,12 +162,12 @@ def loss_and_gradient(name: str, **overrides: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "looped_blocks", "remat"),
     [
-        ("nfnet_micro", 1, "none"),
         ("nfnet_micro", 1, "block"),
-        ("nfnet_micro", 1, "full"),
         ("nfnet_micro", 100, "full"),
-        ("nf_resnet50", 1, "block"),
-        ("nf_regnet_b0", 1, "full"),
+        pytest.param("nfnet_micro", 1, "none", marks=pytest.mark.slow),
+        pytest.param("nfnet_micro", 1, "full", marks=pytest.mark.slow),
+        pytest.param("nf_resnet50", 1, "block", marks=pytest.mark.slow),
+        pytest.param("nf_regnet_b0", 1, "full", marks=pytest.mark.slow),
     ],
 )
 def test_loops_and_rematerialization_change_nothing(
