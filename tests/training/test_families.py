@@ -31,6 +31,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "fixup_resnet26_small": {"width": (16, 32), "depth": (1, 1)},
     "efficientnet_b0": {"stages": (Stage(1, 3, 1, 16, 1), Stage(6, 3, 2, 16, 2))},
 }
+# Told by other tests, too.
+SLOW = {name for name in SMALL if name.startswith(("nf_", "seresnext"))}
 # Larger ones are tried by their shapes alone: compilation takes minutes, and memory.
 LARGEST = 45_000_000
 SIZE = 16
@@ -71,7 +73,7 @@ def check_training(model: Model, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("nf_") else n for n in SMALL]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SMALL]
 )
 def test_a_small_one_of_each_family_trains_and_is_restored(name: str, tmp_path: Path) -> None:
     check_training(nfnets_jax.create_model(name, 10, dropout_rate=0.2, **SMALL[name]), tmp_path)

@@ -115,6 +115,7 @@ def _flops(plan: Plan) -> float:
     return update.cost_analysis()["flops"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_does_not_move_and_costs_no_gradient(tmp_path: Path) -> None:
     path = tmp_path / "start.safetensors"
     params = parameters(path)
