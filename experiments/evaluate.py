@@ -21,8 +21,8 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from experiments.predict import read_names
-from nfnets_jax.classifier import Classifier, open_classifier
+from experiments import opening
+from nfnets_jax.classifier import Classifier
 from nfnets_jax.data.pipeline import Reader, check_readable, eval_batches
 from nfnets_jax.data.sources import Source, open_split
 from nfnets_jax.data.unreadable import Unreadable
@@ -39,30 +39,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", help="such as nfnet_f0; a run knows its own")
-    parser.add_argument("--weights", help="file, run or URL; the published parameters by default")
+    opening.add_flags(parser)
     parser.add_argument("--data.name", dest="name", help="folder, tfds:NAME, digits, synthetic")
     parser.add_argument("--data.dir", dest="dir", default="", help="as for experiments.run")
     parser.add_argument("--data.split", dest="split", default="", help="such as validation")
     parser.add_argument("--data.num_workers", dest="workers", type=int, default=0)
     parser.add_argument("--data.max_unreadable", dest="max_unreadable", type=float, default=0.001)
-    parser.add_argument("--classes", type=Path, help="a file of class names, one a line")
-    parser.add_argument("--size", type=int, help="side of the images, pixels")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--precision", default="float32", help="or bfloat16")
     parser.add_argument("--json", action="store_true", help="one JSON object, with every class")
     arguments = parser.parse_args()
     try:
         if arguments.batch_size < 1:
             raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")
         source, names = _data(arguments)
-        classifier = open_classifier(
-            arguments.model,
-            arguments.weights,
-            class_names=read_names(arguments.classes),
-            size=arguments.size,
-            precision=arguments.precision,
-        )
+        classifier = opening.open_named(arguments)
         labels = label_map(names, classifier)
         figures = evaluate(
             classifier,

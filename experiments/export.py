@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.predict import read_names
+from experiments import opening
 from nfnets_jax.atomically import written
-from nfnets_jax.classifier import Classifier, open_classifier
+from nfnets_jax.classifier import Classifier
 from nfnets_jax.errors import InputError
 from nfnets_jax.inference import export, export_onnx
 
@@ -40,13 +40,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("target", type=Path, help=f"file to write: {', '.join(_FORMATS)}")
-    parser.add_argument("--model", help="such as nfnet_f0; a run knows its own")
-    parser.add_argument("--weights", help="file, run or URL; the published parameters by default")
-    parser.add_argument("--classes", type=Path, help="a file of class names, one a line")
-    parser.add_argument("--size", type=int, help="side of the images, pixels")
+    opening.add_flags(parser)
     parser.add_argument("--batch", type=int, help="images it takes; any number by default")
     parser.add_argument("--platforms", default="cpu,cuda,tpu", help="of StableHLO")
-    parser.add_argument("--precision", default="float32", help="or bfloat16")
     parser.add_argument("--features", action="store_true", help="also the outputs of the stages")
     arguments = parser.parse_args()
     try:
@@ -54,14 +50,7 @@ def main() -> None:
             raise InputError(f"{arguments.target} has none of the suffixes {', '.join(_FORMATS)}")
         if arguments.batch is not None and arguments.batch < 1:
             raise InputError(f"--batch is {arguments.batch}; it takes a number from 1 on")
-        classifier = open_classifier(
-            arguments.model,
-            arguments.weights,
-            class_names=read_names(arguments.classes),
-            size=arguments.size,
-            precision=arguments.precision,
-            features=arguments.features,
-        )
+        classifier = opening.open_named(arguments, arguments.features)
         content = _artifact(classifier, arguments)
         with written(arguments.target) as partial:
             partial.write_bytes(content)

@@ -22,7 +22,8 @@ import rich.console
 import rich.progress
 from matplotlib.figure import Figure
 
-from nfnets_jax.classifier import Classifier, open_classifier
+from experiments import opening
+from nfnets_jax.classifier import Classifier
 from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.sources import IMAGE_SUFFIXES
 from nfnets_jax.errors import InputError, UnreadableImageError
@@ -51,10 +52,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--model", help="such as nfnet_f0; a run knows its own")
-    parser.add_argument("--weights", help="file, run or URL; the published parameters by default")
-    parser.add_argument("--classes", type=Path, help="a file of class names, one a line")
-    parser.add_argument("--size", type=int, help="side of the images, pixels")
+    opening.add_flags(parser)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--json", action="store_true", help="one JSON object an image")
     parser.add_argument("--save", type=Path, help="folder for pictures with the classes drawn")
@@ -63,10 +61,7 @@ def main() -> None:
         if arguments.batch_size < 1:
             raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")
         sighted = list(find(arguments.images))
-        names = read_names(arguments.classes)
-        classifier = open_classifier(
-            arguments.model, arguments.weights, class_names=names, size=arguments.size
-        )
+        classifier = opening.open_named(arguments)
         unreadable = 0
         for image, picture, classes in classify(classifier, sighted, arguments.batch_size):
             if picture is None:
@@ -190,17 +185,6 @@ def draw(picture: Picture, classes: Sequence[Likely], folder: Path, name: str) -
         number += 1
     figure.savefig(path)
     return path
-
-
-def read_names(path: Path | None) -> tuple[str, ...] | None:
-    """Class names, one a line; None if there is no file to read."""
-    if path is None:
-        return None
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise InputError(f"class names in {path} cannot be read: {reason}") from error
 
 
 if __name__ == "__main__":

@@ -140,10 +140,9 @@ class EfficientNet(hk.Module):
         with jax.named_scope("stem"):
             x = jax.nn.silu(convolve(images, self._channels(_STEM_CHANNELS), 3, 2, name="stem"))
         depths = [math.ceil(config.depth_factor * stage.blocks) for stage in config.stages]
-        rates = config.stochastic_depth_rate * jnp.arange(sum(depths)) / sum(depths)
-        keep = None
-        if keys is not None and config.stochastic_depth_rate > 0:
-            keep = layers.survivors(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rates)
+        keep = layers.survivors(keys, config.stochastic_depth_rate, sum(depths))
+        if keep is not None:
+            keep /= 1 - layers.drop_rates(config.stochastic_depth_rate, sum(depths))[:, None]
         index = 0
         for number, (stage, depth) in enumerate(zip(config.stages, depths, strict=True), start=1):
             width = self._channels(stage.channels)
@@ -154,17 +153,14 @@ class EfficientNet(hk.Module):
                     run = functools.partial(block, is_training=is_training)
                     if config.remat == "block":
                         run = hk.remat(run)
-                    x = run(x, None if keep is None else keep[index] / (1 - rates[index]))
+                    x = run(x, None if keep is None else keep[index])
                     index += 1
             if features:
                 outputs[f"stage_{number}"] = x
         with jax.named_scope("head"):
             x = jax.nn.silu(convolve(x, self._channels(_HEAD_CHANNELS), 1, name="head"))
             pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-            seen = pool
-            if keys is not None and config.dropout_rate > 0:
-                dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-                seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
+            seen = layers.dropout(keys, pool, config.dropout_rate)
             linear = layers.Linear(pool.shape[-1], self._num_classes, std=0.01, name="linear")
             logits = layers.linear(linear.parameters(), seen)
         return {**outputs, "pool": pool, "logits": logits}

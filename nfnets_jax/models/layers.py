@@ -296,24 +296,37 @@ def max_pool(x: jax.Array) -> jax.Array:
     return lax.reduce_window(x, low, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
 
 
-def survivors(keys: jax.Array, rates: jax.Array) -> jax.Array:
+def survivors(keys: jax.Array | None, rate: float, blocks: int) -> jax.Array | None:
     """Which residual branches stochastic depth keeps (Huang et al. 2016, arXiv:1603.09382).
 
     Args:
-      keys: ``[N]`` random keys, one an example.
-      rates: ``[B]`` float32 probabilities of dropping each block's branch.
+      keys: ``[N]`` random keys, one an example; None keeps all.
+      rate: probability of dropping, to which the blocks' rates rise in equal steps from 0.
+      blocks: how many there are.
 
     Returns:
-      ``[B, N]`` booleans.
+      ``[blocks, N]`` booleans; None if all are kept.
     """
-    draws = jax.vmap(lambda key: jax.random.uniform(key, rates.shape))(keys)
+    if keys is None or rate == 0:
+        return None
+    rates = drop_rates(rate, blocks)
+    draws = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), rates.shape))(keys)
     return (draws >= rates).T
 
 
-def dropout(keys: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+def drop_rates(rate: float, blocks: int) -> jax.Array:
+    """``[blocks]`` float32: of each block, the probability that its branch is dropped."""
+    return rate * jnp.arange(blocks) / blocks
+
+
+def dropout(keys: jax.Array | None, x: jax.Array, rate: float) -> jax.Array:
     """Zeroes features of ``x`` ``[N, C]`` with probability ``rate`` and scales up the rest.
 
-    ``keys`` ``[N]`` are random keys, one an example.
+    ``keys`` ``[N]`` are random keys, one an example; None keeps all.
     """
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    if keys is None or rate == 0:
+        return x
+    keep = jax.vmap(
+        lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - rate, x.shape[1:])
+    )(keys)
     return jnp.where(keep, x / (1 - rate), 0)

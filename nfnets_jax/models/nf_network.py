@@ -219,10 +219,7 @@ def nf_network(
             x = layers.max_pool(x)
 
     betas = None if folded else expected_betas(weights, config).astype(x.dtype)
-    keep = None
-    if keys is not None and config.stochastic_depth_rate > 0:
-        rates = config.stochastic_depth_rate * jnp.arange(sum(config.depth)) / sum(config.depth)
-        keep = layers.survivors(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rates)
+    keep = layers.survivors(keys, config.stochastic_depth_rate, sum(config.depth))
     outputs, start = {}, 0
     stages = zip(weights.stages, config.depth, config.strides, strict=True)
     for number, (stage, depth, stride) in enumerate(stages, start=1):
@@ -241,10 +238,7 @@ def nf_network(
         if weights.final is not None:
             x = layers.convolve(weights.final, x)
         pool = jnp.mean(scaled(x), axis=(1, 2), dtype=jnp.float32)
-        seen = pool
-        if keys is not None and config.dropout_rate > 0:
-            dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-            seen = layers.dropout(dropout_keys, pool, config.dropout_rate)
+        seen = layers.dropout(keys, pool, config.dropout_rate)
         logits = layers.linear(weights.classifier, seen)
     return {**outputs, "pool": pool, "logits": logits}
 

@@ -158,7 +158,8 @@ def create_model(
       >>> model = create_model("nfnet_micro", num_classes=10)
       >>> images = jnp.zeros((1, 8, 8, 1))
       >>> params, state = model.init(jax.random.key(0), images)
-      >>> outputs, state = model.apply(params, state, None, images, is_training=False)
+      >>> apply = jax.jit(model.apply, static_argnames="is_training")
+      >>> outputs, state = apply(params, state, None, images, is_training=False)
       >>> outputs["logits"].shape
       (1, 10)
     """

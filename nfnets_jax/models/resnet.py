@@ -159,11 +159,7 @@ class ResNet(hk.Module):
             x = self._stem(images, is_training)
             if not config.small_images:
                 x = layers.max_pool(x)
-        blocks = sum(config.depth)
-        keep = None
-        if keys is not None and config.stochastic_depth_rate > 0:
-            rates = config.stochastic_depth_rate * jnp.arange(blocks) / blocks
-            keep = layers.survivors(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), rates)
+        keep = layers.survivors(keys, config.stochastic_depth_rate, sum(config.depth))
         index = 0
         stages = zip(config.width, config.depth, strict=True)
         for number, (width, depth) in enumerate(stages, start=1):
@@ -181,9 +177,7 @@ class ResNet(hk.Module):
             pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
             fixup = config.normalization == "fixup"
             seen = _Bias(name="bias")(pool) if fixup else pool
-            if keys is not None and config.dropout_rate > 0:
-                dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-                seen = layers.dropout(dropout_keys, seen, config.dropout_rate)
+            seen = layers.dropout(keys, seen, config.dropout_rate)
             std = 0.0 if fixup else 0.01
             linear = layers.Linear(pool.shape[-1], self._num_classes, std, name="linear")
             logits = layers.linear(linear.parameters(), seen)
