@@ -30,7 +30,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a run that has learned a little."""
     workdir = tmp_path_factory.mktemp("run")
     config = nfnet_digits.get_config()
-    config.update({"num_steps": 250, "batch_size": 64, "num_devices": 1})
+    config.update({"num_steps": 120, "batch_size": 64, "num_devices": 1})
     with config.unlocked():  # A network that is compiled soon.
         config.model.update(width=(32,), depth=(1,), strides=(1,), stem=((16, 1),), group_size=16)
     loop.train(config, workdir)
