@@ -1,18 +1,14 @@
 """The time of Adaptive Gradient Clipping, over optax's and over what memory allows.
 
-    python -m benchmarks.agc --rounds=3
+    python -m benchmarks.agc --rounds=30
 
 Writes ``agc_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``. The trees are NFNet-F0's
 and a transformer's of 124M parameters (GPT-2 small); the gradients are given up to the result, as
 in a training step. The floor is the sum of two arrays of all the parameters' length, in place: it
-reads gradients and parameters once and writes once. ``--only=ours --tree=nfnet_f0`` prints one
-figure as JSON.
+reads gradients and parameters once and writes once. A round is one update of each, in one process.
 """
 
 import argparse
-import json
-import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,40 +27,31 @@ _CLIPPING = 0.01
 def main() -> None:
     """Measures, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20, help="updates that are timed, after two")
-    parser.add_argument("--only", choices=RUNS)
-    parser.add_argument("--tree", choices=TREES, default="nfnet_f0")
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--out", type=Path, default=compare.RESULTS)
     arguments = parser.parse_args()
-    if arguments.only:
-        print(json.dumps(measure(arguments.only, arguments.tree, arguments.steps)))
-        return
-    command = [sys.executable, "-m", "benchmarks.agc", f"--steps={arguments.steps}"]
-    comparisons = {
-        f"AGC of {tree}, over {other}": compare.Comparison(
-            [*command, f"--tree={tree}", "--only=ours"],
-            [*command, f"--tree={tree}", f"--only={which}"],
-            arguments.rounds,
-        )
-        for tree in TREES
-        for which, other in (("optax", "optax's"), ("floor", "the memory's floor"))
-    }
+    comparisons = {}
+    for name, tree in TREES.items():
+        shapes = tree()
+        ours = _side(_update(optax_agc.adaptive_grad_clip(_CLIPPING)), shapes)
+        others = {
+            "optax's": _side(_update(optax.adaptive_grad_clip(_CLIPPING)), shapes),
+            "the memory's floor": _side(jnp.add, _flat(shapes)),
+        }
+        for other, theirs in others.items():
+            title = f"AGC of {name}, over {other}"
+            comparisons[title] = compare.Comparison(ours, theirs, arguments.rounds)
     compare.measure(comparisons, {"optax": optax.__version__}, arguments.out / "agc")
 
 
-def measure(which: str, tree: str, steps: int) -> dict[str, Any]:
-    """The median time of one update, and what it was measured on."""
+def _side(update: Callable[[Any, Any], Any], shapes: Any) -> Callable[[], dict[str, Any]]:
+    """A function that updates once, and gives its seconds and what it was measured on."""
     key = jax.random.key(0)
-    shapes = TREES[tree]()
     params, grads = (
         jax.tree.map(lambda s, scale=scale: scale * jax.random.normal(key, s.shape), shapes)
         for scale in (0.05, 0.005)
     )
-    count = sum(param.size for param in jax.tree.leaves(params))
-    if which == "floor":
-        params, grads = jnp.ones(count), jnp.ones(count)
-    compilation = machine.compilation(jax.jit(RUNS[which], donate_argnums=0), grads, params)
+    compilation = machine.compilation(jax.jit(update, donate_argnums=0), grads, params)
 
     def run() -> Any:
         nonlocal grads
@@ -72,14 +59,13 @@ def measure(which: str, tree: str, steps: int) -> dict[str, Any]:
         return grads
 
     machine.seconds(run, 2)
-    seconds = statistics.median(machine.seconds(run, steps))
-    return {
-        "seconds": seconds,
-        "parameters": count,
-        "bytes_per_second": 3 * 4 * count / seconds,
-        "compile_seconds": compilation.seconds,
-        **machine.describe(),
-    }
+    described = {"compile_seconds": compilation.seconds, **machine.describe()}
+    return lambda: {"seconds": machine.seconds(run, 1)[0], **described}
+
+
+def _flat(shapes: Any) -> jax.ShapeDtypeStruct:
+    count = sum(shape.size for shape in jax.tree.leaves(shapes))
+    return jax.ShapeDtypeStruct((count,), jnp.float32)
 
 
 def _update(agc: optax.GradientTransformation) -> Callable[[Any, Any], Any]:
@@ -122,11 +108,6 @@ def _transformer() -> Any:
 
 
 TREES: dict[str, Callable[[], Any]] = {"nfnet_f0": _nfnet_f0, "transformer_124m": _transformer}
-RUNS: dict[str, Callable[[Any, Any], Any]] = {
-    "ours": _update(optax_agc.adaptive_grad_clip(_CLIPPING)),
-    "optax": _update(optax.adaptive_grad_clip(_CLIPPING)),
-    "floor": jnp.add,
-}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,15 +29,19 @@ _CONDITIONS = ("date", "device", "processor", "python", "jax", "haiku")
 Figures = dict[str, Any]
 
 
-class Comparison(NamedTuple):
-    """Two commands whose last line is JSON, to be run in turn so many times.
+# A command whose last line is JSON, or a function that gives the same.
+Side = list[str] | Callable[[], Figures]
 
-    What ``ours`` prints also describes the machine. ``figure`` is what is compared: ``seconds`` or
-    ``images_per_second``.
+
+class Comparison(NamedTuple):
+    """Two sides, to be run in turn so many times.
+
+    The figures of ``ours`` also describe the machine. ``figure`` is what is compared: ``seconds``
+    or ``images_per_second``.
     """
 
-    ours: list[str]
-    theirs: list[str]
+    ours: Side
+    theirs: Side
     rounds: int
     figure: str = "seconds"
 
@@ -140,7 +144,7 @@ def measure(comparisons: Mapping[str, Comparison], conditions: Figures, out: Pat
 
 
 def _compare(name: str, comparison: Comparison) -> Figures:
-    """Runs two commands in turn and pairs what they took."""
+    """Runs the two sides in turn and pairs what they took."""
     pairs, ratios = [], []
     for index in range(comparison.rounds):
         pair = _run(comparison.ours), _run(comparison.theirs)
@@ -163,8 +167,10 @@ def _compare(name: str, comparison: Comparison) -> Figures:
     }
 
 
-def _run(command: list[str]) -> Figures:
-    """The JSON that a command prints as its last line."""
+def _run(command: Side) -> Figures:
+    """The JSON that a command prints as its last line, or what a function gives."""
+    if callable(command):
+        return command()
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])

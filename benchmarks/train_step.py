@@ -30,6 +30,7 @@ from nfnets_jax.models import convolution, counting
 from nfnets_jax.models.nf_network import REMAT
 from nfnets_jax.models.registry import PRECISIONS, Model
 from nfnets_jax.training import step
+from nfnets_jax.training.memory import planned_bytes
 
 _CLASSES = 1000
 _EMA_DECAY = 0.9999
@@ -157,13 +158,7 @@ def _peak_bytes(compiled: Any) -> int:
     counted = jax.devices()[0].memory_stats()
     if counted:
         return counted["peak_bytes_in_use"]
-    plan = compiled.memory_analysis()
-    return (
-        plan.temp_size_in_bytes
-        + plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes
-    )
+    return planned_bytes(compiled)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,19 @@ _NARROW_CHANNELS = 32
 _PACKED_CHANNELS = 128
 
 
+_T = TypeVar("_T")
 _in_loop = contextvars.ContextVar("in_loop", default=False)
 _plain = contextvars.ContextVar("plain", default=False)
 _backend = contextvars.ContextVar("backend", default="")
+
+
+@contextlib.contextmanager
+def _set(variable: contextvars.ContextVar[_T], value: _T) -> Iterator[None]:
+    before = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(before)
 
 
 @contextlib.contextmanager
@@ -49,11 +60,8 @@ def in_loop() -> Iterator[None]:
     There XLA's CPU backend has only slow forms of a convolution's gradients, and ``conv2d`` takes
     others. Also a decorator: whatever traces the function, and traces it anew, is told.
     """
-    before = _in_loop.set(True)
-    try:
+    with _set(_in_loop, True):
         yield
-    finally:
-        _in_loop.reset(before)
 
 
 @contextlib.contextmanager
@@ -62,21 +70,15 @@ def plain() -> Iterator[None]:
 
     Also a decorator, as ``in_loop`` is.
     """
-    before = _plain.set(True)
-    try:
+    with _set(_plain, True):
         yield
-    finally:
-        _plain.reset(before)
 
 
 @contextlib.contextmanager
 def for_backend(name: str) -> Iterator[None]:
     """What is traced inside gets the forms for this backend, whichever is at hand."""
-    before = _backend.set(name)
-    try:
+    with _set(_backend, name):
         yield
-    finally:
-        _backend.reset(before)
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:

@@ -47,7 +47,7 @@ def compile_update(
             look=plan.look,
         )
         compiled = update.lower(state, batch).compile()
-        if _planned_bytes(compiled) <= available:
+        if planned_bytes(compiled) <= available:
             break
     if size < examples:
         tell(f"each device takes its {examples} images of a batch in parts of {size}")
@@ -55,7 +55,8 @@ def compile_update(
     return compiled if jax.process_count() == 1 else update
 
 
-def _planned_bytes(compiled: Any) -> int:
+def planned_bytes(compiled: Any) -> int:
+    """Most bytes that a compiled function has in use at once, by the compiler's plan, or 0."""
     plan = compiled.memory_analysis()
     if plan is None:
         return 0  # The backend does not tell.
