@@ -96,8 +96,8 @@ def measure(network: str, budget: Budget) -> dict[str, float]:
             seconds = step()
             if turn:  # The first of each takes longer.
                 taken[form].append(seconds)
-    for form, seconds in taken.items():
-        figures[f"{form} seconds"] = statistics.median(seconds)
+    for form, each in taken.items():
+        figures[f"{form} seconds"] = statistics.median(each)
     shares = 1 - np.divide(taken["left out"], taken["normalized"])
     low, share, high = np.quantile(shares, [0.25, 0.5, 0.75])
     return {**figures, "share": float(share), "share_low": float(low), "share_high": float(high)}
