@@ -60,6 +60,10 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
             "label_smoothing": 0.1,
             "ema_decay": 0.99999,
             "optimizer": {
+                "name": "sgd",  # or rmsprop
+                "schedule": "cosine",  # or exponential
+                "decay_rate": 0.97,  # of schedule exponential: the factor, and after what share
+                "decay_fraction": 0.01,  # of num_steps it comes each time
                 "base_learning_rate": 0.1,  # for a batch of 256, scaled with the batch
                 "warmup_fraction": _WARMUP_EPOCHS / _EPOCHS,  # of num_steps
                 "momentum": 0.9,
@@ -122,18 +126,26 @@ def resnet_imagenet(name: str) -> ConfigDict:
 def efficientnet_imagenet(index: int) -> ConfigDict:
     """EfficientNet-B``index`` on ImageNet: batch 4096 for 350 epochs.
 
-    Tan and Le 2019, arXiv:1905.11946, section 5.2: weight decay, dropout and stochastic depth. The
-    batch, the epochs and the warm-up are those of the networks as released. In place of RMSProp
-    with a staircase schedule there is SGD with a cosine, whose learning rate is untried, and in
-    place of AutoAugment there is RandAugment, at a magnitude that grows with the variant as
-    NFNets's do.
+    Tan and Le 2019, arXiv:1905.11946, section 5.2: RMSProp, weight decay, dropout and stochastic
+    depth. Batch, epochs, learning rate and average are those that the authors name later (Tan and
+    Le 2021, arXiv:2104.00298, section 5.1). In place of AutoAugment there is RandAugment, at a
+    magnitude that grows with the variant as NFNets's do.
     """
     config = _imagenet(f"efficientnet_b{index}", batch_size=4096, epochs=350)
     config.augment.randaugment_layers = 2
     config.augment.randaugment_magnitude = _RANDAUGMENT_MAGNITUDE[index]
     config.ema_decay = 0.9999
-    config.optimizer.clipping = 0.0
-    config.optimizer.weight_decay = 1e-5
+    config.optimizer.update(
+        {
+            "name": "rmsprop",
+            "schedule": "exponential",
+            "decay_fraction": 2.4 / 350,
+            "base_learning_rate": 0.256 * 256 / 4096,
+            "nesterov": False,
+            "weight_decay": 1e-5,
+            "clipping": 0.0,
+        }
+    )
     config.model.sync_axis = ""  # "devices": batches are normalized over all devices together
     return config
 

@@ -9,40 +9,87 @@ from nfnets_jax import optax_agc
 from nfnets_jax.errors import InputError
 from nfnets_jax.training.transfer import scale_by_layer
 
+# Of RMSProp, as EfficientNets were trained (Tan and Le 2021, arXiv:2104.00298, section 5.1), and
+# what its authors' code adds to the mean square.
+_RMS_DECAY, _RMS_EPS = 0.9, 1e-3
+_OPTIMIZERS = ("sgd", "rmsprop")
+_SCHEDULES = ("cosine", "exponential")
+
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Linear warm-up to ``base_learning_rate * batch_size / 256``, then a cosine to zero.
+    """Linear warm-up to ``base_learning_rate * batch_size / 256``, then a decay.
 
-    The linear scaling is of Goyal et al. 2017, arXiv:1706.02677, the schedule of NFNets, section
-    6.1. ``optimizer.warmup_fraction`` is the warm-up's share of ``num_steps``.
+    The linear scaling is of Goyal et al. 2017, arXiv:1706.02677. ``optimizer.warmup_fraction`` is
+    the warm-up's share of ``num_steps``. The decay is a cosine to zero (NFNets, section 6.1), or
+    exponential, in steps: by ``decay_rate`` after every ``decay_fraction`` of ``num_steps``.
+
+    Raises:
+      InputError: no such ``schedule``.
     """
-    peak = config.optimizer.base_learning_rate * config.batch_size / 256
-    warmup_steps = round(config.optimizer.warmup_fraction * config.num_steps)
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, config.num_steps)
+    settings, num_steps = config.optimizer, config.num_steps
+    if settings.schedule not in _SCHEDULES:
+        known = ", ".join(_SCHEDULES)
+        raise InputError(f"no optimizer.schedule {settings.schedule!r}; there are {known}")
+    peak = settings.base_learning_rate * config.batch_size / 256
+    warmup_steps = round(settings.warmup_fraction * num_steps)
+    if settings.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
+    every = max(1, round(settings.decay_fraction * num_steps))
+    decay = optax.exponential_decay(peak, every, settings.decay_rate, staircase=True)
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
 def create_optimizer(
     config: ml_collections.ConfigDict, heights: Mapping[str, int]
 ) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, weight decay and AGC by ``config.optimizer``.
+    """AGC, weight decay and SGD or RMSProp with momentum, by ``config.optimizer``.
 
     ``clipping`` of 0 leaves AGC out. ``heights`` are those of ``transfer.heights``, by which
     ``layer_decay`` lowers the learning rate.
 
     Raises:
-      InputError: ``layer_decay`` is no share.
+      InputError: no such ``name`` or ``schedule``, or ``layer_decay`` is no share.
     """
     settings = config.optimizer
     if not 0 <= settings.layer_decay <= 1:
         raise InputError(f"optimizer.layer_decay is {settings.layer_decay}; it takes 0 to 1")
-    optimizer = optax_agc.sgd_agc(
-        learning_rate(config),
+    if settings.name not in _OPTIMIZERS:
+        known = ", ".join(_OPTIMIZERS)
+        raise InputError(f"no optimizer.name {settings.name!r}; there are {known}")
+    build = _rmsprop if settings.name == "rmsprop" else _sgd
+    optimizer = build(settings, learning_rate(config))
+    if settings.layer_decay == 1:
+        return optimizer
+    return optax.chain(optimizer, scale_by_layer(settings.layer_decay, heights))
+
+
+def _sgd(settings: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax_agc.sgd_agc(
+        rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
         clipping=settings.clipping or None,
         eps=settings.clipping_eps,
     )
-    if settings.layer_decay == 1:
-        return optimizer
-    return optax.chain(optimizer, scale_by_layer(settings.layer_decay, heights))
+
+
+def _rmsprop(
+    settings: ml_collections.ConfigDict, rate: optax.Schedule
+) -> optax.GradientTransformation:
+    clip = optax_agc.adaptive_grad_clip(
+        settings.clipping, settings.clipping_eps, mask=optax_agc.all_but_classifier
+    )
+    return optax.chain(
+        clip if settings.clipping else optax.identity(),
+        optax.add_decayed_weights(settings.weight_decay, mask=optax_agc.kernels),
+        optax.rmsprop(
+            rate,
+            decay=_RMS_DECAY,
+            eps=_RMS_EPS,
+            initial_scale=1.0,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+        ),
+    )

@@ -37,6 +37,7 @@ def test_f0_trains_as_published(shared: Path) -> None:
             "batch_size": 256,
             "num_steps": expected["schedule_steps"],
             "optimizer": {
+                "schedule": "cosine",
                 "base_learning_rate": expected["base_lr"],
                 "warmup_fraction": expected["warmup_steps"] / expected["schedule_steps"],
             },

@@ -1,0 +1,56 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import recipes
+from nfnets_jax.errors import InputError
+from nfnets_jax.training.optimizers import create_optimizer, learning_rate
+
+
+def test_efficientnets_learn_by_their_papers_schedule() -> None:
+    config = recipes.efficientnet_imagenet(0)
+    schedule, epoch = learning_rate(config), config.num_steps / 350
+    peak = 5 * epoch  # after the warm-up, in epochs
+    assert schedule(round(peak / 2)) == pytest.approx(0.128, rel=0.01)
+    for epochs, times in ((0.1, 0), (2.3, 0), (2.5, 1), (24.1, 10), (344, 143)):
+        rate = 0.256 * 0.97**times
+        assert schedule(round(peak + epochs * epoch)) == pytest.approx(rate, rel=1e-4)
+
+
+@pytest.mark.parametrize("clipping", [0.0, 0.01])
+def test_rmsprop_is_the_formula(clipping: float) -> None:
+    config = recipes.efficientnet_imagenet(0)
+    config.optimizer.update(weight_decay=0.1, clipping=clipping)
+    optimizer, schedule = create_optimizer(config, {}), learning_rate(config)
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((4, 1)).astype(np.float32)
+    state = optimizer.init({"conv": {"w": jnp.asarray(weights)}})
+    mean_square, velocity = np.ones_like(weights), np.zeros_like(weights)
+    for step in range(4):
+        gradient = rng.standard_normal((4, 1)).astype(np.float32)
+        updates, state = optimizer.update(
+            {"conv": {"w": jnp.asarray(gradient)}}, state, {"conv": {"w": jnp.asarray(weights)}}
+        )
+        if clipping:
+            gradient *= clipping * np.linalg.norm(weights) / np.linalg.norm(gradient)
+        gradient = gradient + 0.1 * weights
+        mean_square = 0.9 * mean_square + 0.1 * gradient**2
+        step_size = float(schedule(step)) * gradient / np.sqrt(mean_square + 1e-3)
+        velocity = 0.9 * velocity - step_size
+        np.testing.assert_allclose(updates["conv"]["w"], velocity, rtol=1e-4, atol=1e-12)
+        weights = weights + velocity
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("name", "adam", "no optimizer.name 'adam'; there are sgd, rmsprop"),
+        ("schedule", "linear", "no optimizer.schedule 'linear'; there are cosine, exponential"),
+        ("layer_decay", 2.0, "layer_decay is 2.0; it takes 0 to 1"),
+    ],
+)
+def test_settings_that_are_not_known_are_named(field: str, value: object, message: str) -> None:
+    config = recipes.efficientnet_imagenet(0)
+    config.optimizer[field] = value
+    with pytest.raises(InputError, match=message):
+        create_optimizer(config, {})
