@@ -1,7 +1,8 @@
 """Depthwise convolution, of each channel by itself, as sums of shifted images times numbers.
 
-XLA's CPU backend (jax 0.10.2) has only slow forms of it. 8 images of 112 pixels and 32 channels, a
-kernel of 3: natively 270 ms forward and 400 ms back on two busy threads, as sums 8 ms and 40 ms.
+XLA's CPU backend (jax 0.10.2) has only slow forms of it. A training step of EfficientNet-B0, 8
+images of 224 pixels, took 0.77 s on two threads, and 6.3 s by ``benchmarks.train_step --plain``,
+with XLA's own convolutions throughout.
 """
 
 import functools
