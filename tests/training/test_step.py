@@ -118,7 +118,7 @@ def train(devices: int, micro_batch_size: int = 0) -> list[float]:
 @pytest.fixture(scope="module")
 def losses() -> dict[int, list[float]]:
     """By the number of devices."""
-    return {devices: train(devices) for devices in (1, 8)}
+    return {devices: train(devices) for devices in (1, 2, 8)}
 
 
 def test_a_batch_in_parts_takes_the_same_steps(losses: dict[int, list[float]]) -> None:
@@ -127,6 +127,7 @@ def test_a_batch_in_parts_takes_the_same_steps(losses: dict[int, list[float]]) -
 
 
 def test_losses_are_the_same_on_any_number_of_devices(losses: dict[int, list[float]]) -> None:
+    np.testing.assert_allclose(losses[2], losses[1], atol=1e-4)
     np.testing.assert_allclose(losses[8], losses[1], atol=1e-4)
 
 
