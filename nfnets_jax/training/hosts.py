@@ -1,7 +1,6 @@
 """What the hosts of a run agree on; with one host, nothing takes any time."""
 
 import faulthandler
-import functools
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -84,16 +83,30 @@ class Votes:
         self._alone = jax.process_count() == 1
         self._here = sum(device.process_index == jax.process_index() for device in devices)
         self._cast: deque[jax.Array | float] = deque()
-        self._sum = jax.pmap(
-            functools.partial(lax.psum, axis_name="hosts"), "hosts", devices=devices
-        )
 
-    def cast(self, vote: bool) -> None:
-        """This host's vote of a step; all hosts vote at each."""
+        def add(vote: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return lax.psum(vote, "hosts"), step
+
+        self._add = jax.pmap(add, "hosts", devices=devices)
+
+    def cast(self, vote: bool, step: jax.Array) -> jax.Array:
+        """This host's vote of a step; all hosts vote at each.
+
+        Args:
+          vote: whether this host wants it.
+          step: the state's counter of steps, ``[devices]``, after the step.
+
+        Returns:
+          ``step``, for the state. It comes by way of the votes because what the devices send each
+          other must keep its order where some of it fails, as when a host has died: steps and votes
+          that do not need each other would take each other's messages.
+        """
         if self._alone:
             self._cast.append(float(vote))
-        else:
-            self._cast.append(self._sum(jnp.full(self._here, vote, jnp.float32)))
+            return step
+        votes, step = self._add(jnp.full(self._here, vote, jnp.float32), step)
+        self._cast.append(votes)
+        return step
 
     def count(self, before: int) -> float:
         """Votes of the step so many steps ago; with one host, of the newest."""

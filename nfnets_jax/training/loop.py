@@ -167,7 +167,7 @@ def _train_steps(
             state, metrics = update(state, batch)
             profile.after(step, metrics)
             pending.append(metrics)
-            votes.cast(bool(received))
+            state = state._replace(step=votes.cast(bool(received), state.step))
             if step == done + 1:
                 jax.block_until_ready(metrics)
                 report.compiled(step)

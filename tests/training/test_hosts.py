@@ -115,8 +115,7 @@ def test_a_dead_host_ends_the_others_and_all_go_on_together(tmp_path: Path) -> N
     output = hosts[0].communicate(timeout=90)[0]
     assert hosts[0].returncode not in (0, None)
     assert time.monotonic() - began < 60
-    # What is still on its way from a dead host may end gloo, which sums on CPUs, before jax tells.
-    assert "another task died" in output or "gloo::EnforceNotMet" in output, output
+    assert "another task died" in output, output
     assert "most recent call first" not in output
 
     saved = latest(workdir)
