@@ -56,7 +56,13 @@ def main() -> None:
     """Runs the study."""
     arguments = grid.parse(__doc__.splitlines()[0], "batchnorm_cost")
     budget = BUDGETS[arguments.budget]
-    common = {"budget": arguments.budget, **budget._asdict()}
+    common = {
+        "budget": arguments.budget,
+        "batch": budget.batch,
+        "size": budget.size,
+        "steps": budget.steps,
+        "precision": budget.precision,
+    }
     try:
         rows = grid.run_grid(
             arguments.workdir,
@@ -68,7 +74,6 @@ def main() -> None:
         sys.exit(f"error: {error}")
     with replaced(arguments.workdir / "batchnorm_cost.png") as partial:
         _draw(rows).savefig(partial, dpi=110, format="png")
-    del common["networks"]
     title = "What batch normalization costs"
     grid.write_report(arguments.workdir, title, rows, _verdict(rows), common)
 
@@ -168,10 +173,16 @@ def _undisturbed(name: str) -> dict[str, Any]:
 def _verdict(rows: list[grid.Row]) -> str:
     header = ("network", "form", "step (s)", "bytes (GB)", "change by batch-mates")
     table = [
-        (row["network"], form, row[f"{form} seconds"], row[f"{form} bytes"] / 1e9, change)
+        (
+            row["network"],
+            form,
+            row[f"{form} seconds"],
+            row[f"{form} bytes"] / 1e9,
+            row[f"{form} change"],
+        )
         for row in rows
         for form in _FORMS
-        if (change := row.get(f"{form} change", row)) is not row
+        if f"{form} change" in row
     ]
     shares = "; ".join(
         f"{row['network']} {row['share']:.0%} ({row['share_low']:.0%} to {row['share_high']:.0%})"
