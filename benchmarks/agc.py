@@ -1,6 +1,6 @@
 """The time of Adaptive Gradient Clipping, over optax's and over what memory allows.
 
-    python -m benchmarks.agc --rounds=30
+    python -m benchmarks.agc --rounds=100
 
 Writes ``agc_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``. The trees are NFNet-F0's
 and a transformer's of 124M parameters (GPT-2 small); the gradients are given up to the result, as
@@ -27,40 +27,51 @@ _CLIPPING = 0.01
 def main() -> None:
     """Measures, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--out", type=Path, default=compare.RESULTS)
     arguments = parser.parse_args()
     comparisons = {}
     for name, tree in TREES.items():
         shapes = tree()
-        ours = _side(_update(optax_agc.adaptive_grad_clip(_CLIPPING)), shapes)
-        others = {
-            "optax's": _side(_update(optax.adaptive_grad_clip(_CLIPPING)), shapes),
-            "the memory's floor": _side(jnp.add, _flat(shapes)),
-        }
-        for other, theirs in others.items():
+        ours, optaxs = _sides(
+            shapes,
+            _update(optax_agc.adaptive_grad_clip(_CLIPPING)),
+            _update(optax.adaptive_grad_clip(_CLIPPING)),
+        )
+        (floor,) = _sides(_flat(shapes), jnp.add)
+        for other, theirs in {"optax's": optaxs, "the memory's floor": floor}.items():
             title = f"AGC of {name}, over {other}"
             comparisons[title] = compare.Comparison(ours, theirs, arguments.rounds)
     compare.measure(comparisons, {"optax": optax.__version__}, arguments.out / "agc")
 
 
-def _side(update: Callable[[Any, Any], Any], shapes: Any) -> Callable[[], dict[str, Any]]:
-    """A function that updates once, and gives its seconds and what it was measured on."""
+_Side = Callable[[], dict[str, Any]]
+
+
+def _sides(shapes: Any, *updates: Callable[[Any, Any], Any]) -> list[_Side]:
+    """For each update a function that takes it once, and gives its seconds and their conditions.
+
+    All work on the same arrays: where in memory those lie makes some percent.
+    """
     key = jax.random.key(0)
     params, grads = (
         jax.tree.map(lambda s, scale=scale: scale * jax.random.normal(key, s.shape), shapes)
         for scale in (0.05, 0.005)
     )
-    compilation = machine.compilation(jax.jit(update, donate_argnums=0), grads, params)
 
-    def run() -> Any:
-        nonlocal grads
-        grads = compilation.run(grads, params)
-        return grads
+    def side(update: Callable[[Any, Any], Any]) -> _Side:
+        compilation = machine.compilation(jax.jit(update, donate_argnums=0), grads, params)
+        described = {"compile_seconds": compilation.seconds, **machine.describe()}
 
-    machine.seconds(run, 2)
-    described = {"compile_seconds": compilation.seconds, **machine.describe()}
-    return lambda: {"seconds": machine.seconds(run, 1)[0], **described}
+        def run() -> Any:
+            nonlocal grads
+            grads = compilation.run(grads, params)
+            return grads
+
+        machine.seconds(run, 2)
+        return lambda: {"seconds": machine.seconds(run, 1)[0], **described}
+
+    return [side(update) for update in updates]
 
 
 def _flat(shapes: Any) -> jax.ShapeDtypeStruct:

@@ -741,6 +741,13 @@ _Figure = Callable[[_Leaf, jax.Array, jax.Array], jax.Array]
 
 def _of_norms(leaves: Sequence[_Leaf], figure: _Figure) -> list[jax.Array]:
     """A figure of each leaf's units, by norms in float32 or wider."""
+    # Elsewhere a branch makes the device wait for the host: there is one for all leaves.
+    one_by_one = jax.default_backend() == "cpu"
+    groups = [[leaf] for leaf in leaves] if one_by_one else [leaves]
+    return [value for group in groups for value in _in_one_branch(group, figure)]
+
+
+def _in_one_branch(leaves: Sequence[_Leaf], figure: _Figure) -> list[jax.Array]:
     sums = [_squares(leaf.gradient, leaf) for leaf in leaves]
     weights = [_root(_squares(leaf.param, leaf)) for leaf in leaves]
     finite = jnp.array([jnp.all(jnp.isfinite(total)) for total in sums]).all()

@@ -50,6 +50,20 @@ def test_equals_optax() -> None:
             )
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_one_huge_gradient_changes_no_other(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU all leaves are measured anew, on a CPU this one."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    grads = {"huge": random(0, (6, 5), 1e30), "plain": random(1, (5, 4))}
+    params = {"huge": random(2, (6, 5)), "plain": random(3, (5, 4))}
+    clipped = reference.update(optax_agc.adaptive_grad_clip(0.01), grads, params)
+    for name, grad in grads.items():
+        expected = reference.clip(
+            np.asarray(grad, np.float64), np.asarray(params[name], np.float64), (0,), 0.01, EPS
+        )
+        np.testing.assert_allclose(clipped[name], expected, rtol=1e-5)
+
+
 def test_axes_may_be_given_for_all_as_to_optax() -> None:
     grads, params = ({"a": random(i, (3, 4)), "b": random(i + 2, (2, 5, 2))} for i in (0, 9))
     ours = reference.update(optax_agc.adaptive_grad_clip(0.01, 1e-3, 1), grads, params)
