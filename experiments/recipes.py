@@ -34,6 +34,7 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "name": data,  # digits, tfds:NAME, folder or synthetic
                 "dir": "",  # of tfds:NAME, its data directory; of folder, the one with the classes
                 "test_dir": "",  # of folder: the same for evaluation
+                "holdout": 0,  # training images to be tested on, instead of the test images
                 "image_size": size,
                 "test_image_size": size,
                 "test_margin": 0,  # pixels cut off before evaluation

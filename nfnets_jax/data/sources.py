@@ -75,6 +75,23 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def hold_out(self, count: int) -> "Dataset":
+        """The same dataset, tested on so many of the records to learn from, always the same ones.
+
+        Choices that are made by what these show leave the test records unseen.
+
+        Raises:
+          InputError: so many cannot be spared.
+        """
+        if not 0 < count < len(self.train):
+            raise InputError(
+                f"data.holdout is {count}; of {len(self.train)} training images it takes from 1 to "
+                f"{len(self.train) - 1}, or 0 for the test images"
+            )
+        places = np.random.default_rng(0).permutation(len(self.train))
+        train, test = (_part(self.train, np.sort(some)) for some in np.split(places, [-count]))
+        return dataclasses.replace(self, train=train, test=test)
+
 
 def open_dataset(
     name: str, directory: str = "", test_directory: str = "", size: int = 32
@@ -158,6 +175,30 @@ class ArraySource:
         return Record(
             image=self.images[index], label=int(self.labels[index]), name=f"image {index}"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The records of ``source`` at ``places``, ``[N]``."""
+
+    source: Source
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[self.places[index]]
+
+    def __getitems__(self, indices: Iterable[int]) -> list[Record]:
+        return fetch(self.source, self.places[list(indices)].tolist())
+
+
+def _part(source: Source, places: np.ndarray) -> Source:
+    # What is in memory is taken from there in one go.
+    if isinstance(source, ArraySource):
+        return ArraySource(source.images[places], source.labels[places])
+    return Part(source, places)
 
 
 def _digits() -> Parts:

@@ -90,6 +90,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     build()  # A wrong name should show before data are looked for.
     data = config.data
     dataset = open_dataset(data.name, data.dir, data.test_dir, data.image_size)
+    if data.holdout:
+        dataset = dataset.hold_out(data.holdout)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     for source in filter(None, (dataset.train, dataset.test)):
         pipeline.check_readable(source)

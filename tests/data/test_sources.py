@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from nfnets_jax.data.decoding import Picture
-from nfnets_jax.data.sources import Record, imagenet_classes, open_dataset, open_split
+from nfnets_jax.data.sources import (
+    Record,
+    Source,
+    fetch,
+    imagenet_classes,
+    open_dataset,
+    open_split,
+)
 from nfnets_jax.errors import InputError
 
 
@@ -29,6 +36,24 @@ def test_digits_are_split_once_and_for_all() -> None:
     pixels = np.stack([decode(dataset.train[i]) for i in range(len(dataset.train))]) / 255
     np.testing.assert_allclose(pixels.mean(), dataset.mean[0], atol=1e-3)
     np.testing.assert_allclose(pixels.std(), dataset.std[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_some_training_images_are_held_out(name: str) -> None:
+    """In memory, as the digits are, and read one by one."""
+    whole = open_dataset(name, size=8)
+    first, again = (open_dataset(name, size=8).hold_out(100) for _ in range(2))
+
+    def images(source: Source | None) -> list[bytes]:
+        assert source is not None
+        return [decode(record).tobytes() for record in fetch(source, range(len(source)))]
+
+    learned, tested = images(first.train), images(first.test)
+    assert (len(tested), tested) == (100, images(again.test))
+    assert sorted(learned + tested) == sorted(images(whole.train))
+    for count in (-1, 0, len(whole.train)):
+        with pytest.raises(InputError, match=r"data\.holdout"):
+            whole.hold_out(count)
 
 
 def test_synthetic_images_depend_on_their_place_alone() -> None:
