@@ -5,7 +5,6 @@ run stopped. Exit codes: 0, finished; 1, it cannot run, and one line says why; 1
 SIGTERM came, and the run is saved.
 """
 
-import os
 import re
 import runpy
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from experiments import compilation
 from nfnets_jax.errors import InputError, WorkerError, nearest
 
 _CONFIGS = Path(__file__).parent / "configs"
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: {argv[1]!r} is no flag; see --help")
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
-    _keep_compiled_programs()
+    compilation.keep_programs()
     try:
         hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         summary = loop.train(_CONFIG.value, workdir, parse_steps(_PROFILE.value))
@@ -56,15 +56,6 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(128 + interrupted.signal_number)
     if hosts.is_first():
         print(_closing_words(summary, workdir))
-
-
-def _keep_compiled_programs() -> None:
-    """Makes a restart as fast as it can be: what was compiled once is read from a file."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache / "nfnets_jax" / "xla"))
 
 
 def parse(argv: list[str]) -> list[str]:

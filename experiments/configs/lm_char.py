@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 
 
 def get_config(budget: str = "cpu") -> ConfigDict:
-    """What a budget buys: ``smoke`` to see that it works, ``cpu`` minutes, ``gpu`` a few hours."""
+    """What a budget buys: ``smoke`` to see that it works, ``cpu`` an hour, ``gpu`` a few hours."""
     config = ConfigDict(
         {
-            "width": 64,
-            "layers": 2,
+            "width": 256,
+            "layers": 3,
             "heads": 4,
             "context": 64,  # bytes
             "text_bytes": 4_000_000,  # of the training text, at most
@@ -21,8 +21,8 @@ def get_config(budget: str = "cpu") -> ConfigDict:
             "warmup_fraction": 0.1,
             "batch_sizes": (8, 64),  # sequences
             "learning_rates": {
-                "sgd": (0.1, 0.3, 1.0, 3.0, 10.0),
-                "adamw": (0.003, 0.01, 0.03, 0.1),
+                "sgd": (0.03, 0.1, 0.3, 1.0, 3.0),
+                "adamw": (0.0003, 0.001, 0.003, 0.01, 0.03),
             },
             "clipping": {"none": 0.0, "global norm": 1.0, "AGC": 0.01},
             "weight_decay": {"sgd": 0.0, "adamw": 0.0},
@@ -35,7 +35,7 @@ def get_config(budget: str = "cpu") -> ConfigDict:
         config.update({"batch_sizes": (8,), "text_bytes": 100_000})
         config.learning_rates = ConfigDict({"sgd": (0.1, 1.0)})
     if budget == "gpu":
-        config.update({"width": 256, "layers": 6, "heads": 8, "context": 256})
+        config.update({"layers": 6, "heads": 8, "context": 256})
         config.update({"text_bytes": 20_000_000, "train_bytes": 30_000_000})
         config.update({"batch_sizes": (16, 128, 1024), "test_sequences": 2048})
     return config

@@ -61,7 +61,7 @@ def run_grid(
       InputError: the workdir cannot be made, or holds a study with other common settings.
     """
     _claim(workdir, common)
-    files = [workdir / "runs" / f"{_name(settings)}.json" for settings in grid]
+    files = [workdir / "runs" / f"{file_name(settings)}.json" for settings in grid]
     if len(set(files)) < len(files):
         raise ValueError("two members of the grid are the same")
     left = [file for file in files if not file.exists()]
@@ -135,7 +135,8 @@ def _claim(workdir: Path, common: Settings) -> None:
         raise InputError(f"{workdir} cannot be a workdir: {error.strerror}") from error
 
 
-def _name(settings: Settings) -> str:
+def file_name(settings: Settings) -> str:
+    """A name for the files of one run."""
     return "_".join(f"{name}-{_shown(value)}".replace("/", "-") for name, value in settings.items())
 
 

@@ -74,7 +74,7 @@ class NFNetworkConfig:
         README.md has the memory that each took.
 
     Raises:
-      InputError: no such ``remat`` or ``activation``.
+      InputError: no such ``remat`` or ``activation``, or other numbers of stages.
     """
 
     family: Family
@@ -103,6 +103,10 @@ class NFNetworkConfig:
         if self.activation not in layers.ACTIVATION_GAINS:
             known = nearest(self.activation, layers.ACTIVATION_GAINS)
             raise InputError(f"no activation {self.activation!r}; {known}")
+        stages = {name: len(getattr(self, name)) for name in ("width", "depth", "strides")}
+        if len(set(stages.values())) > 1:
+            counts = ", ".join(f"{name} {count}" for name, count in stages.items())
+            raise InputError(f"each stage has one entry of width, depth and strides, not {counts}")
 
 
 class StageWeights(NamedTuple):

@@ -223,8 +223,10 @@ def test_rematerialization_saves_memory(looped_blocks: int) -> None:
     assert memory("full") < 0.75 * kept
 
 
-def test_remat_and_activation_must_be_known() -> None:
+def test_remat_activation_and_stages_must_fit() -> None:
     with pytest.raises(InputError, match="no remat 'blocks'; there are none, block, full"):
         nfnets_jax.create_model("nfnet_micro", remat="blocks")
     with pytest.raises(InputError, match="no activation 'rleu'; nearest: .*relu"):
         nfnets_jax.create_model("nf_resnet50", activation="rleu")
+    with pytest.raises(InputError, match="not width 4, depth 3, strides 4"):
+        nfnets_jax.create_model("nf_resnet50", depth=(3, 4, 6))

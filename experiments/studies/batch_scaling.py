@@ -1,0 +1,103 @@
+"""Final accuracy against the batch size: with batch normalization, without, and with AGC.
+
+    python -m experiments.studies.batch_scaling --budget=cpu --data_dir=TFDS_DIR
+
+A small ResNet, the NF-ResNet of its shape, and this one with AGC learn CIFAR-10 (the embedded
+digits, without ``--data_dir``) for as many epochs at each batch size (NFNets, Brock et al. 2021b,
+arXiv:2102.06171, figure 2), with learning rates chosen as ``contest`` says.
+"""
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments import compilation
+from experiments.studies import contest, grid
+from experiments.studies.contest import Contender, Effort
+from nfnets_jax.atomically import replaced
+from nfnets_jax.errors import InputError
+
+EFFORTS = {
+    "smoke": Effort(0.5, (32, 128), (0.2,), seeds=1),
+    "cpu": Effort(2, (64, 256, 1024, 4096), (0.05, 0.2, 0.8), seeds=3),
+    "gpu": Effort(
+        30, (64, 256, 1024, 2048, 4096, 8192), (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8), seeds=3
+    ),
+}
+# Settings of all networks to replace.
+_SIZES: Mapping[str, Mapping[str, Any]] = {
+    "smoke": {"width": (16, 16, 32, 32), "depth": (1, 1, 1, 1)},
+    "cpu": {"width": (32, 64, 128, 256), "depth": (1, 1, 1, 1)},
+    "gpu": {},
+}
+# A batch size is mastered where less is lost of the network's best accuracy.
+_TOLERANCE = 0.02
+
+
+def main() -> None:
+    """Runs the study."""
+    arguments = grid.parse(__doc__.splitlines()[0], "batch_scaling")
+    compilation.keep_programs()  # The seeds of a run share them.
+    try:
+        study(arguments.workdir, arguments.budget, arguments.data_dir)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def contenders(budget: str) -> dict[str, Contender]:
+    """By their names in the report."""
+    size = _SIZES[budget]
+    return {
+        "batch-normalized": Contender("resnet26_small", "C7", overrides=size),
+        "normalizer-free": Contender("nf_resnet26_small", "C0", overrides=size),
+        "normalizer-free, AGC": Contender("nf_resnet26_small", "C1", 0.01, size),
+    }
+
+
+def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
+    """Trains, and writes the report."""
+    networks, effort, common = contenders(budget), EFFORTS[budget], {"budget": budget}
+    results = contest.compete(workdir, common, networks, effort, data_dir)
+    figure = Figure(figsize=(6, 4), dpi=110, layout="constrained")
+    contest.plot(figure.subplots(), results, networks)
+    with replaced(workdir / "accuracy.png") as partial:
+        figure.savefig(partial, format="png")
+    body = "\n\n".join(
+        [
+            "; ".join(_verdict(name, results.top1(name)) for name in networks) + ".",
+            contest.explanation(effort, len(results.tries)),
+            "![Test top-1 against the batch size](accuracy.png)",
+            contest.table(results, networks),
+        ]
+    )
+    rows = [*results.tries, *results.finals]
+    grid.write_report(workdir, "Accuracy against batch size, equal epochs", rows, body, common)
+
+
+def _verdict(name: str, top1: Mapping[int, Sequence[float]]) -> str:
+    means = {size: statistics.mean(values) for size, values in top1.items()}
+    return (
+        f"{name} {max(means.values()):.1%} at best, within {100 * _TOLERANCE:.0f} points of it up "
+        f"to batch {mastered(top1)}, {means[max(means)]:.1%} at {max(means)}"
+    )
+
+
+def mastered(top1: Mapping[int, Sequence[float]]) -> int:
+    """The largest batch size of those in a row, from the smallest good one, that do nearly best."""
+    means = {size: statistics.mean(values) for size, values in sorted(top1.items())}
+    least = max(means.values()) - _TOLERANCE
+    found = 0
+    for size, mean in means.items():
+        if mean >= least:
+            found = size
+        elif found:
+            break
+    return found
+
+
+if __name__ == "__main__":
+    main()
