@@ -44,6 +44,17 @@ _config = functools.partial(
     activation="relu",
 )
 
+_SMALL_FAMILY = dataclasses.replace(_FAMILY, stem_kernel=3, stem_pool=False)
+# A quarter as wide, for 32 pixels, as is ``resnet26_small``.
+_SMALL = _config(
+    family=_SMALL_FAMILY,
+    width=(64, 128, 256, 512),
+    depth=(2, 2, 2, 2),
+    stem=((64, 1),),
+    train_size=32,
+    test_size=32,
+)
+
 # Squeeze-excite (se_ratio=0.5) and SiLU (activation="silu") are the paper's options.
 VARIANTS: Mapping[str, NFNetworkConfig] = MappingProxyType(
     {
@@ -60,14 +71,18 @@ VARIANTS: Mapping[str, NFNetworkConfig] = MappingProxyType(
             )
             for layers, depth in _DEPTHS.items()
         },
-        # A quarter as wide, for 32 pixels, as is ``resnet26_small``.
-        "nf_resnet26_small": _config(
-            family=dataclasses.replace(_FAMILY, stem_kernel=3, stem_pool=False),
-            width=(64, 128, 256, 512),
-            depth=(2, 2, 2, 2),
-            stem=((64, 1),),
-            train_size=32,
-            test_size=32,
+        "nf_resnet26_small": _SMALL,
+        # What NFNets started from (Brock et al. 2021b, arXiv:2102.06171, section 5), as small.
+        "nf_seresnext26d_small": dataclasses.replace(
+            _SMALL,
+            family=dataclasses.replace(
+                _SMALL_FAMILY,
+                block=dataclasses.replace(_FAMILY.block, pools_shortcut=True),
+            ),
+            expansion=0.5,
+            group_size=16,
+            se_ratio=0.5,
+            activation="gelu",
         ),
     }
 )

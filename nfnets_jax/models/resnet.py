@@ -94,6 +94,9 @@ _BATCH_NORMALIZED = {
     "resnet152": ResNetConfig((3, 8, 36, 3)),
     "resnet200": ResNetConfig((3, 24, 36, 3)),
     "resnet26_small": _SMALL,
+    "seresnext26d_small": dataclasses.replace(
+        _SMALL, groups=4, group_width=8, form_d=True, se_ratio=_SE
+    ),
     "resnet50d": ResNetConfig((3, 4, 6, 3), form_d=True),
     "seresnet50": ResNetConfig((3, 4, 6, 3), se_ratio=_SE),
     "seresnext50_32x4d": ResNetConfig((3, 4, 6, 3), groups=32, group_width=4, se_ratio=_SE),

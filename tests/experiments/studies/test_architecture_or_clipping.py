@@ -1,0 +1,31 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+import nfnets_jax
+from experiments.studies import architecture_or_clipping as study
+from nfnets_jax.models.counting import summarize
+
+
+@pytest.mark.parametrize("budget", ["cpu", "gpu"])
+def test_all_networks_have_about_as_many_multiply_adds(budget: str) -> None:
+    work = []
+    for contender in study.contenders(budget).values():
+        model = nfnets_jax.create_model(contender.model, 10, **contender.overrides)
+        work.append(summarize(model, 32).work.multiply_adds)
+    assert len(work) == 5
+    assert max(work) < 1.05 * min(work)
+
+
+@pytest.mark.slow
+def test_the_study_learns_with_each_and_reports(tmp_path: Path) -> None:
+    study.study(tmp_path, "smoke", None)
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    finals = [row for row in rows if row["held_out"] == "0"]
+    thresholds = set(study.contenders("smoke", study.THRESHOLDS["smoke"]))
+    assert {row["contender"] for row in finals} == {*study.contenders("smoke"), *thresholds}
+    report = (tmp_path / "report.md").read_text()
+    assert "Batch 32: clipping brings" in report
+    assert all(f"| {name} |" in report for name in thresholds)
