@@ -85,9 +85,13 @@ def main() -> None:
         for suffix, flags in (("", []), (" compiled", ["--compile"])):
             if flags and not arguments.compile:
                 continue
-            for what, mode in (("training step", []), ("forward", ["--forward"])):
+            for what, mode, folding in (
+                ("training step", [], []),
+                ("forward", ["--forward"], []),
+                ("forward, folded", ["--forward"], ["--folded"]),
+            ):
                 comparisons[f"F0 {what}, over timm{suffix}"] = Comparison(
-                    [*step, *mode], [*theirs, *flags, *mode], arguments.rounds
+                    [*step, *mode, *folding], [*theirs, *flags, *mode], arguments.rounds
                 )
     measure(comparisons, conditions, arguments.out / "speed")
 

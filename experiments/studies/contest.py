@@ -52,10 +52,9 @@ class Effort(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Rows with ``contender``, ``batch_size``, ``learning_rate``, ``held_out``, ``seed``, ``top1``.
+    """Rows of runs: what they trained, ``top1``, ``images_per_second``; None where they diverged.
 
-    ``tries`` were tested on images held out, ``finals`` on the test images. ``top1`` is None where
-    the run diverged.
+    ``tries`` were tested on images held out, ``finals`` on the test images.
     """
 
     tries: list[grid.Row]
@@ -104,8 +103,9 @@ def compete(
             summary = loop.train(config, workdir / "training" / grid.file_name(member))
         except Diverged as diverged:
             print(diverged, flush=True)
-            return {"top1": float("nan")}
-        return {"top1": summary["test"]["top1"]}
+            return {"top1": float("nan"), "images_per_second": float("nan")}
+        speed = summary["train"]["images_per_second"]
+        return {"top1": summary["test"]["top1"], "images_per_second": speed}
 
     points = [
         {"contender": name, "batch_size": size}

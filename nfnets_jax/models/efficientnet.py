@@ -42,6 +42,8 @@ _STAGES = (
     Stage(6, 5, 2, 192, 4),
     Stage(6, 3, 1, 320, 1),
 )
+# For 32 pixels, of which the last stages see 4x4.
+_SMALL_STRIDES = (1, 1, 2, 1, 1, 2, 1)
 _STEM_CHANNELS = 32
 _HEAD_CHANNELS = 1280
 # Channels are multiples of this.
@@ -99,10 +101,23 @@ _SCALED = (
     (2.0, 3.1, 600, 0.5),
 )
 
+_PUBLISHED = {
+    f"efficientnet_b{index}": EfficientNetConfig(width, depth, size, size, dropout_rate)
+    for index, (width, depth, size, dropout_rate) in enumerate(_SCALED)
+}
+
 VARIANTS: Mapping[str, EfficientNetConfig] = MappingProxyType(
     {
-        f"efficientnet_b{index}": EfficientNetConfig(width, depth, size, size, dropout_rate)
-        for index, (width, depth, size, dropout_rate) in enumerate(_SCALED)
+        **_PUBLISHED,
+        "efficientnet_b0_small": dataclasses.replace(
+            _PUBLISHED["efficientnet_b0"],
+            train_size=32,
+            test_size=32,
+            stages=tuple(
+                stage._replace(stride=stride)
+                for stage, stride in zip(_STAGES, _SMALL_STRIDES, strict=True)
+            ),
+        ),
     }
 )
 

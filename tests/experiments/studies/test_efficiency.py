@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+import nfnets_jax
+from experiments.studies import efficiency
+from experiments.studies.efficiency import Point
+from nfnets_jax.models.counting import summarize
+
+
+def test_networks_of_a_size_have_about_as_many_multiply_adds() -> None:
+    work: dict[str, list[int]] = {}
+    for name, contender in efficiency.contenders("cpu").items():
+        model = nfnets_jax.create_model(contender.model, 10, **contender.overrides)
+        work.setdefault(name[-1], []).append(summarize(model, 32).work.multiply_adds)
+    assert [len(sizes) for sizes in work.values()] == [3, 3, 3]
+    for sizes in work.values():
+        assert max(sizes) < 1.25 * min(sizes)
+
+
+def test_the_front_is_what_nothing_cheaper_matches() -> None:
+    points = [
+        Point("", name, {"parameters": cost}, top1)
+        for name, cost, top1 in (("a", 3, 70), ("b", 1, 50), ("c", 2, 40), ("d", 3, 60))
+    ]
+    points.append(Point("", "unknown", {}, 99))
+    assert [point.name for point in efficiency.front(points, "parameters")] == ["b", "a"]
+    assert efficiency.front(points, "seconds") == []
+
+
+@pytest.mark.slow
+def test_the_study_learns_with_each_and_reports(tmp_path: Path) -> None:
+    efficiency.study(tmp_path, "smoke", None)
+    report = (tmp_path / "report.md").read_text()
+    assert all(f"| {name} |" in report for name in efficiency.contenders("smoke"))
+    assert (tmp_path / "efficiency.png").stat().st_size > 0
