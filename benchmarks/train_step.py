@@ -22,6 +22,7 @@ import optax
 
 import nfnets_jax
 from benchmarks import machine
+from experiments import process
 from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--folded", action="store_true", help="of folded weights; with --forward")
     parser.add_argument("--plain", action="store_true", help="with XLA's own convolutions")
     arguments = parser.parse_args()
+    process.keep_freed_memory()
     try:
         with convolution.plain() if arguments.plain else contextlib.nullcontext():
             print(json.dumps(measure(arguments)))

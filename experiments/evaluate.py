@@ -21,7 +21,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from experiments import opening
+from experiments import opening, process
 from nfnets_jax.classifier import Classifier
 from nfnets_jax.data.pipeline import Reader, check_readable, eval_batches
 from nfnets_jax.data.sources import Source, open_split
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="one JSON object, with every class")
     arguments = parser.parse_args()
+    process.keep_freed_memory()
     try:
         if arguments.batch_size < 1:
             raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")

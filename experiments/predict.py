@@ -22,7 +22,7 @@ import rich.console
 import rich.progress
 from matplotlib.figure import Figure
 
-from experiments import opening
+from experiments import opening, process
 from nfnets_jax.classifier import Classifier
 from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.sources import IMAGE_SUFFIXES
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object an image")
     parser.add_argument("--save", type=Path, help="folder for pictures with the classes drawn")
     arguments = parser.parse_args()
+    process.keep_freed_memory()
     try:
         if arguments.batch_size < 1:
             raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")

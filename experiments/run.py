@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import compilation
+from experiments import process
 from nfnets_jax.errors import InputError, WorkerError, nearest
 
 _CONFIGS = Path(__file__).parent / "configs"
@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: {argv[1]!r} is no flag; see --help")
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or f"runs/{name}")
-    compilation.keep_programs()
+    process.keep_freed_memory()
+    process.keep_programs()
     try:
         hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         summary = loop.train(_CONFIG.value, workdir, parse_steps(_PROFILE.value))

@@ -15,7 +15,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments import compilation
+from experiments import process
 from experiments.studies import contest, grid
 from experiments.studies.contest import Contender, Effort
 from nfnets_jax.atomically import replaced
@@ -41,7 +41,8 @@ _TOLERANCE = 0.02
 def main() -> None:
     """Runs the study."""
     arguments = grid.parse(__doc__.splitlines()[0], "batch_scaling")
-    compilation.keep_programs()  # The seeds of a run share them.
+    process.keep_freed_memory()
+    process.keep_programs()  # The seeds of a run share them.
     try:
         study(arguments.workdir, arguments.budget, arguments.data_dir)
     except InputError as error:

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import nfnets_jax
-from experiments import compilation
+from experiments import process
 from experiments.published_results import PUBLISHED, TIMES_SOURCE
 from experiments.studies import contest, grid
 from experiments.studies.contest import Contender, Effort, Results
@@ -43,7 +43,8 @@ AXES = {
 def main() -> None:
     """Runs the study."""
     arguments = grid.parse(__doc__.splitlines()[0], "efficiency")
-    compilation.keep_programs()  # The seeds of a run share them.
+    process.keep_freed_memory()
+    process.keep_programs()  # The seeds of a run share them.
     try:
         study(arguments.workdir, arguments.budget, arguments.data_dir)
     except InputError as error:
