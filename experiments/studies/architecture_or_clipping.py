@@ -11,18 +11,12 @@ with learning rates chosen as ``contest`` says. Then the threshold of the clippi
 
 import itertools
 import statistics
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from experiments import process
 from experiments.studies import contest, grid
 from experiments.studies.contest import Contender, Effort, Results
-from nfnets_jax.atomically import replaced
-from nfnets_jax.errors import InputError
 
 EFFORTS = {
     "smoke": Effort(0.2, (32, 128), (0.2,), seeds=1),
@@ -63,13 +57,7 @@ SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 def main() -> None:
     """Runs the study."""
-    arguments = grid.parse(__doc__.splitlines()[0], "architecture_or_clipping")
-    process.keep_freed_memory()
-    process.keep_programs()  # The seeds of a run share them.
-    try:
-        study(arguments.workdir, arguments.budget, arguments.data_dir)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    grid.command(__doc__.splitlines()[0], "architecture_or_clipping", study)
 
 
 def contenders(budget: str, thresholds: tuple[float, ...] = (0.0, 0.01)) -> dict[str, Contender]:
@@ -89,17 +77,13 @@ def _name(network: str, threshold: float) -> str:
 
 def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
     """Trains, and writes the report."""
-    effort, common = EFFORTS[budget], {"budget": budget}
-    networks = contenders(budget)
-    results = contest.compete(workdir, common, networks, effort, data_dir)
+    effort, networks = EFFORTS[budget], contenders(budget)
+    results = contest.compete(workdir, budget, networks, effort, data_dir)
     clipped = contenders(budget, THRESHOLDS[budget])
     largest = effort._replace(batch_sizes=effort.batch_sizes[-1:], seeds=_SEEDS_OF_THRESHOLDS)
-    thresholds = contest.compete(workdir, common, clipped, largest, data_dir)
+    thresholds = contest.compete(workdir, budget, clipped, largest, data_dir)
 
-    figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
-    contest.plot(figure.subplots(), results, networks)
-    with replaced(workdir / "accuracy.png") as partial:
-        figure.savefig(partial, format="png")
+    contest.draw(workdir / "accuracy.png", results, networks)
     rows = [*results.tries, *results.finals]
     rows += [row for row in [*thresholds.tries, *thresholds.finals] if row not in rows]
     body = "\n\n".join(
@@ -112,7 +96,7 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
             contest.table(thresholds, clipped),
         ]
     )
-    grid.write_report(workdir, "Architecture or clipping", rows, body, common)
+    grid.write_report(workdir, "Architecture or clipping", rows, body, results.common)
 
 
 def _verdict(results: Results, batch_size: int) -> str:

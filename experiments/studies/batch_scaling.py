@@ -8,18 +8,12 @@ arXiv:2102.06171, figure 2), with learning rates chosen as ``contest`` says.
 """
 
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from experiments import process
 from experiments.studies import contest, grid
 from experiments.studies.contest import Contender, Effort
-from nfnets_jax.atomically import replaced
-from nfnets_jax.errors import InputError
 
 EFFORTS = {
     "smoke": Effort(0.5, (32, 128), (0.2,), seeds=1),
@@ -40,13 +34,7 @@ _TOLERANCE = 0.02
 
 def main() -> None:
     """Runs the study."""
-    arguments = grid.parse(__doc__.splitlines()[0], "batch_scaling")
-    process.keep_freed_memory()
-    process.keep_programs()  # The seeds of a run share them.
-    try:
-        study(arguments.workdir, arguments.budget, arguments.data_dir)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    grid.command(__doc__.splitlines()[0], "batch_scaling", study)
 
 
 def contenders(budget: str) -> dict[str, Contender]:
@@ -61,12 +49,9 @@ def contenders(budget: str) -> dict[str, Contender]:
 
 def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
     """Trains, and writes the report."""
-    networks, effort, common = contenders(budget), EFFORTS[budget], {"budget": budget}
-    results = contest.compete(workdir, common, networks, effort, data_dir)
-    figure = Figure(figsize=(6, 4), dpi=110, layout="constrained")
-    contest.plot(figure.subplots(), results, networks)
-    with replaced(workdir / "accuracy.png") as partial:
-        figure.savefig(partial, format="png")
+    networks, effort = contenders(budget), EFFORTS[budget]
+    results = contest.compete(workdir, budget, networks, effort, data_dir)
+    contest.draw(workdir / "accuracy.png", results, networks)
     body = "\n\n".join(
         [
             "; ".join(_verdict(name, results.top1(name)) for name in networks) + ".",
@@ -76,7 +61,8 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
         ]
     )
     rows = [*results.tries, *results.finals]
-    grid.write_report(workdir, "Accuracy against batch size, equal epochs", rows, body, common)
+    title = "Accuracy against batch size, equal epochs"
+    grid.write_report(workdir, title, rows, body, results.common)
 
 
 def _verdict(name: str, top1: Mapping[int, Sequence[float]]) -> str:

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import recipes
 from experiments.studies import grid
+from nfnets_jax.atomically import replaced
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.training import loop
 from nfnets_jax.training.divergence import Diverged
@@ -54,11 +55,13 @@ class Effort(NamedTuple):
 class Results(NamedTuple):
     """Rows of runs: what they trained, ``top1``, ``images_per_second``; None where they diverged.
 
-    ``tries`` were tested on images held out, ``finals`` on the test images.
+    ``tries`` were tested on images held out, ``finals`` on the test images; ``common`` holds of
+    all.
     """
 
     tries: list[grid.Row]
     finals: list[grid.Row]
+    common: grid.Settings
 
     def top1(self, contender: str) -> dict[int, list[float]]:
         """On the test images, of each seed, by the batch size; 0 where the run diverged."""
@@ -79,7 +82,7 @@ NORMALIZED_IMAGES = 256
 
 def compete(
     workdir: Path,
-    common: grid.Settings,
+    budget: str,
     contenders: Mapping[str, Contender],
     effort: Effort,
     data_dir: Path | None,
@@ -91,7 +94,12 @@ def compete(
     """
     data = "tfds:cifar10" if data_dir else "digits"
     images = len(open_dataset(data, str(data_dir or "")).train)
-    common = {**common, "data": data, "epochs": effort.epochs, "batch_norm": NORMALIZED_IMAGES}
+    common = {
+        "budget": budget,
+        "data": data,
+        "epochs": effort.epochs,
+        "normalized_images": NORMALIZED_IMAGES,
+    }
 
     def run(member: grid.Settings) -> dict[str, float]:
         config = _config(contenders[member["contender"]], member, data)
@@ -123,7 +131,7 @@ def compete(
         for point in points
         for seed in range(effort.seeds)
     ]
-    return Results(tried, grid.run_grid(workdir, common, finals, run))
+    return Results(tried, grid.run_grid(workdir, common, finals, run), common)
 
 
 def chosen(tries: Sequence[grid.Row], point: grid.Settings) -> float:
@@ -160,8 +168,10 @@ def table(results: Results, contenders: Mapping[str, Contender]) -> str:
     return grid.markdown_table(header, rows)
 
 
-def plot(axes: Axes, results: Results, contenders: Mapping[str, Contender]) -> None:
+def draw(path: Path, results: Results, contenders: Mapping[str, Contender]) -> None:
     """Accuracy against the batch size: means, and bars from the lowest to the highest."""
+    figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
+    axes = figure.subplots()
     for name, contender in contenders.items():
         top1 = results.top1(name)
         means = [statistics.mean(values) for values in top1.values()]
@@ -177,6 +187,8 @@ def plot(axes: Axes, results: Results, contenders: Mapping[str, Contender]) -> N
     axes.set(xlabel="batch size", ylabel="test top-1", title="equal epochs; mean and extremes")
     axes.legend()
     axes.grid(alpha=0.3)
+    with replaced(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _config(contender: Contender, member: grid.Settings, data: str) -> ConfigDict:

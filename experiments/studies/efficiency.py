@@ -10,7 +10,6 @@ published networks on ImageNet.
 """
 
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import nfnets_jax
-from experiments import process
 from experiments.published_results import PUBLISHED, TIMES_SOURCE
 from experiments.studies import contest, grid
 from experiments.studies.contest import Contender, Effort, Results
 from nfnets_jax.atomically import replaced
-from nfnets_jax.errors import InputError
 from nfnets_jax.models import counting
 
 EFFORTS = {
@@ -42,13 +39,7 @@ AXES = {
 
 def main() -> None:
     """Runs the study."""
-    arguments = grid.parse(__doc__.splitlines()[0], "efficiency")
-    process.keep_freed_memory()
-    process.keep_programs()  # The seeds of a run share them.
-    try:
-        study(arguments.workdir, arguments.budget, arguments.data_dir)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    grid.command(__doc__.splitlines()[0], "efficiency", study)
 
 
 def contenders(budget: str) -> dict[str, Contender]:
@@ -102,8 +93,8 @@ class Point(NamedTuple):
 
 def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
     """Trains, and writes the report."""
-    networks, effort, common = contenders(budget), EFFORTS[budget], {"budget": budget}
-    results = contest.compete(workdir, common, networks, effort, data_dir)
+    networks, effort = contenders(budget), EFFORTS[budget]
+    results = contest.compete(workdir, budget, networks, effort, data_dir)
     image_size = 32 if data_dir else 8
     points = [_point(name, networks[name], results, image_size) for name in networks]
     imagenet = [] if budget == "smoke" else published()
@@ -122,7 +113,7 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
         ]
     )
     rows = [*results.tries, *results.finals]
-    grid.write_report(workdir, "Accuracy by what it costs", rows, body, common)
+    grid.write_report(workdir, "Accuracy by what it costs", rows, body, results.common)
 
 
 def _point(name: str, contender: Contender, results: Results, image_size: int) -> Point:

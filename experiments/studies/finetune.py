@@ -11,7 +11,6 @@ PNG files, so that this is what ``--config=finetune`` does to anyone's images.
 import functools
 import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,6 @@ from experiments import recipes
 from experiments.studies import grid
 from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.sources import Source, fetch, open_split
-from nfnets_jax.errors import InputError
 from nfnets_jax.training import loop
 
 
@@ -75,11 +73,7 @@ WAYS: Mapping[str, Mapping[str, float]] = {
 
 def main() -> None:
     """Runs the study."""
-    arguments = grid.parse(__doc__.splitlines()[0], "finetune")
-    try:
-        study(arguments.workdir, arguments.budget, arguments.data_dir)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    grid.command(__doc__.splitlines()[0], "finetune", study)
 
 
 def study(workdir: Path, budget: str, data_dir: Path | None) -> None:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 
+from experiments import process
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import reporting
 
@@ -35,6 +37,17 @@ def parse(description: str, name: str) -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.workdir = arguments.workdir or Path("runs/studies") / name / arguments.budget
     return arguments
+
+
+def command(description: str, name: str, study: Callable[[Path, str, Path | None], None]) -> None:
+    """Runs ``study(workdir, budget, data_dir)``, which trains; bad input ends it with one line."""
+    arguments = parse(description, name)
+    process.keep_freed_memory()
+    process.keep_programs()  # Runs that differ by their seed share them.
+    try:
+        study(arguments.workdir, arguments.budget, arguments.data_dir)
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
 
 def run_grid(

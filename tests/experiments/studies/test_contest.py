@@ -20,4 +20,4 @@ def test_what_diverged_counts_as_nothing() -> None:
         {"contender": "b", "batch_size": 64, "top1": 0.9},
         {"contender": "a", "batch_size": 256, "top1": 0.4},
     ]
-    assert contest.Results([], rows).top1("a") == {64: [0.5, 0.0], 256: [0.4]}
+    assert contest.Results([], rows, {}).top1("a") == {64: [0.5, 0.0], 256: [0.4]}
