@@ -36,10 +36,12 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "test_dir": "",  # of folder: the same for evaluation
                 "holdout": 0,  # training images to be tested on, instead of the test images
                 "image_size": size,
+                "early_size": 0,  # of images, for the first part of training
+                "early_fraction": 0.0,  # of num_steps: that part
                 "test_image_size": size,
                 "test_margin": 0,  # pixels cut off before evaluation
                 "test_crop": "resize",  # first, or "padded": cut first
-                "crop": "pad",  # pad or inception
+                "crop": "pad",  # pad, cut or inception
                 "padding": 0,  # of crop pad: largest shift, pixels
                 "flip": False,
                 "num_workers": 0,  # processes that read images; 0 reads in threads

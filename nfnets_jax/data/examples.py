@@ -60,12 +60,14 @@ class Augmentation:
 
     Attributes:
       size: side of the images, pixels.
-      crop: ``"inception"`` for photographs, ``"pad"`` for small images that are already cut.
+      crop: ``"inception"`` for photographs, ``"pad"`` for small images that are already cut,
+        ``"cut"`` for a part of them.
       padding: largest shift of ``"pad"``, pixels.
       flip: mirror every other image, left to right.
       mixing: how two images become one.
       layers, magnitude: of RandAugment; no layers for none of it.
       mix_first: mix before RandAugment, as NFNets do, and not after it.
+      early_size, early_images: side that so many images from the first on are reduced to.
     """
 
     size: int
@@ -76,6 +78,8 @@ class Augmentation:
     layers: int = 0
     magnitude: float = 0.0
     mix_first: bool = True
+    early_size: int = 0
+    early_images: int = 0
 
     def __post_init__(self) -> None:
         if self.crop not in transforms.CROPS:
@@ -85,6 +89,11 @@ class Augmentation:
             raise InputError(
                 "RandAugment takes layers and a magnitude from 0 on, not "
                 f"{self.layers} and {self.magnitude}"
+            )
+        if self.early_images and not 0 < self.early_size <= self.size:
+            raise InputError(
+                f"data.early_size is {self.early_size}; it takes 1 to {self.size}, "
+                "data.image_size, or data.early_fraction 0"
             )
 
 
@@ -129,11 +138,14 @@ class TrainExamples:
         """The examples at some places.
 
         Args:
-          places: ``[B]``, consecutive; where examples are mixed, in whole pairs.
+          places: ``[B]``, consecutive; where examples are mixed, in whole pairs; all of them early
+            ones or none.
         """
         rngs = _Generators(self.seed)
         images, labels, unreadable = self._read(places, rngs)
         images = self._move(images, rngs.table(int(places[0]), len(places)))
+        if places[0] < self.augmentation.early_images:
+            images = transforms.reduce(images, self.augmentation.early_size)
         if not self.augmentation.mix_first:
             images = self._randaugment(images, places, rngs)
         images, shares = self._mix(images, places, rngs)
@@ -198,6 +210,8 @@ class TrainExamples:
         size = self.augmentation.size
         if self.augmentation.crop == "inception":
             return transforms.inception_crop(picture, size, rng)
+        if self.augmentation.crop == "cut":
+            return transforms.random_cut(picture, size, rng)
         return resize(picture.pixels(), size, size)
 
     def _move(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -151,6 +151,7 @@ def _train_steps(
     schedule = learning_rate(config)
 
     update: Any = None
+    compiled_for: tuple[int, ...] = ()
     watch = Watch()
     pending: list[Metrics] = []
     batches = _read(plan, plan.train_batches, report, progress["batches"])
@@ -162,7 +163,12 @@ def _train_steps(
             train_account.add(unreadable)
             if update is None:
                 report.images(step, fetch(batch["image"])[: config.log_images])
-                update = compile_update(plan, state, batch, report.say)
+            if batch["image"].shape != compiled_for:
+                with report.pause():
+                    update = compile_update(plan, state, batch, report.say)
+                if compiled_for:
+                    report.say(f"from step {step} on {batch['image'].shape[2]} pixels")
+                compiled_for = batch["image"].shape
             profile.before(step)
             state, metrics = update(state, batch)
             profile.after(step, metrics)

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -65,6 +66,20 @@ def test_an_example_depends_on_the_seed_and_its_place_alone(crop: str, size: int
                 np.testing.assert_array_equal(array, whole[name][start : start + length])
     other = load(TrainExamples(numbered(20), augmentation, seed=4), 0, 16)
     assert np.any(other["image"] != whole["image"])
+
+
+def test_early_images_are_the_same_but_smaller() -> None:
+    plain = Augmentation(size=8, crop="pad", padding=2, flip=True)
+    early = dataclasses.replace(plain, early_size=4, early_images=6)
+    expected = load(TrainExamples(numbered(20), plain, seed=0), 0, 12)["image"]
+    examples = TrainExamples(numbered(20), early, seed=0)
+    small = load(examples, 0, 6)["image"]
+    assert small.shape == (6, 4, 4, *expected.shape[3:])
+    means = expected[:6].reshape(6, 4, 2, 4, 2, -1).mean(axis=(2, 4)).reshape(small.shape)
+    assert np.abs(small - means).max() <= 1
+    np.testing.assert_array_equal(load(examples, 6, 6)["image"], expected[6:])
+    with pytest.raises(InputError, match=r"early_size is 9; it takes 1 to 8"):
+        dataclasses.replace(early, early_size=9)
 
 
 def test_images_in_memory_are_cropped_as_files_are() -> None:
@@ -174,7 +189,9 @@ def test_evaluation_masks_what_cannot_be_read_and_what_fills_up() -> None:
 
 
 def test_wrong_settings_name_the_right_ones() -> None:
-    with pytest.raises(InputError, match="no crop 'centre'; data.crop is one of inception, pad"):
+    with pytest.raises(
+        InputError, match="no crop 'centre'; data.crop is one of inception, cut, pad"
+    ):
         Augmentation(8, "centre")
     with pytest.raises(InputError, match="no crop 'x'; data.test_crop is one of resize, padded"):
         CenterCrop(8, 0, "x")
