@@ -11,19 +11,26 @@ import jax
 import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError, nearest
-from nfnets_jax.models import efficientnet, nf_regnet, nf_resnet, nfnet, resnet
+from nfnets_jax.models import efficientnet, nf_convnet, nf_regnet, nf_resnet, nfnet, resnet
 from nfnets_jax.models.initialization import initialize
 from nfnets_jax.models.nf_network import NFNetwork, NFNetworkConfig, nf_network
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-_Config = NFNetworkConfig | resnet.ResNetConfig | efficientnet.EfficientNetConfig
+_ModuleConfig = resnet.ResNetConfig | efficientnet.EfficientNetConfig | nf_convnet.NFConvNetConfig
+_Config = NFNetworkConfig | _ModuleConfig
+_MODULES: Mapping[type[_ModuleConfig], Callable[..., Any]] = {
+    resnet.ResNetConfig: resnet.ResNet,
+    efficientnet.EfficientNetConfig: efficientnet.EfficientNet,
+    nf_convnet.NFConvNetConfig: nf_convnet.NFConvNet,
+}
 _REGISTRY: Mapping[str, _Config] = {
     **nfnet.VARIANTS,
     **nf_resnet.VARIANTS,
     **nf_regnet.VARIANTS,
     **resnet.VARIANTS,
     **efficientnet.VARIANTS,
+    **nf_convnet.VARIANTS,
 }
 
 
@@ -208,18 +215,9 @@ def _normalizer_free(
     )
 
 
-def _of_modules(
-    config: resnet.ResNetConfig | efficientnet.EfficientNetConfig,
-    num_classes: int,
-    dtype: Any,
-    features: bool,
-) -> _Network:
+def _of_modules(config: _ModuleConfig, num_classes: int, dtype: Any, features: bool) -> _Network:
     def network(images: jax.Array, keys: jax.Array | None, is_training: bool) -> Any:
-        module = (
-            resnet.ResNet(config, num_classes)
-            if isinstance(config, resnet.ResNetConfig)
-            else efficientnet.EfficientNet(config, num_classes)
-        )
+        module = _MODULES[type(config)](config, num_classes)
         return module(images.astype(dtype), keys, is_training, features)
 
     def forward(

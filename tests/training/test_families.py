@@ -29,10 +29,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "remat": "block",
     },
     "fixup_resnet26_small": {"width": (16, 32), "depth": (1, 1)},
+    "nf_convnet": {"width": (8, 16)},
     "efficientnet_b0": {"stages": (Stage(1, 3, 1, 16, 1), Stage(6, 3, 2, 16, 2))},
 }
 # Told by other tests, too.
-SLOW = {name for name in SMALL if name.startswith(("nf_", "seresnext"))}
+SLOW = {name for name in SMALL if name.startswith(("nf_re", "seresnext"))}
 # Larger ones are tried by their shapes alone: compilation takes minutes, and memory.
 LARGEST = 45_000_000
 SIZE = 16

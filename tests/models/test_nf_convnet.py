@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from numpy.lib.stride_tricks import sliding_window_view
+
+import nfnets_jax
+from nfnets_jax.data.sources import ArraySource, open_dataset
+from nfnets_jax.models import nf_convnet
+from nfnets_jax.training import objective
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_max_pool_is_that_of_lax_in_value_and_gradient(size: int) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, size, size, 3)), jnp.float32)
+
+    def plain(x: jax.Array) -> jax.Array:
+        pad = ((0, 0), (0, size % 2), (0, size % 2), (0, 0))
+        maximum = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), pad)
+        return maximum - 0.6
+
+    expected, pull_expected = jax.vjp(plain, x)
+    actual, pull = jax.vjp(nf_convnet.max_pool, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    cotangent = jnp.asarray(rng.standard_normal(expected.shape), jnp.float32)
+    np.testing.assert_allclose(pull(cotangent)[0], pull_expected(cotangent)[0], rtol=1e-6)
+
+
+def test_equal_pixels_share_the_gradient_of_their_maximum() -> None:
+    x = jnp.asarray([[1.0, 1.0], [0.0, 1.0]]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: nf_convnet.max_pool(x).sum())(x)
+    np.testing.assert_allclose(gradient.reshape(2, 2), np.array([[1, 1], [0, 1]]) / 3, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def pictures(shared: Path) -> jax.Array:
+    """``[500, 32, 32, 3]``, normalized."""
+    dataset = open_dataset("tfds:cifar10", str(shared / "data" / "tfds"))
+    assert isinstance(dataset.test, ArraySource)
+    return objective.normalize(jnp.asarray(dataset.test.images[:500]), dataset.mean, dataset.std)
+
+
+def test_stem_whitens_pictures(pictures: jax.Array) -> None:
+    # Directions that hold little are damped.
+    seen = np.asarray(nf_convnet.whiten(pictures))[:, :-1, :-1]
+    np.testing.assert_array_equal(seen[..., 12:], -seen[..., :12])
+    covariance = np.cov(seen[..., :12].reshape(-1, 12).T)
+    assert np.diag(covariance).max() < 1.2
+    assert np.diag(covariance).min() > 0.15
+    assert np.linalg.cond(covariance) < 20
+    patches = sliding_window_view(pictures, (2, 2), axis=(1, 2)).reshape(-1, 3, 2, 2)
+    before = np.cov(patches.reshape(-1, 12).T)
+    assert np.linalg.cond(before) > 10_000
+
+
+def test_signals_keep_their_variance_from_group_to_group(pictures: jax.Array) -> None:
+    model = nfnets_jax.create_model("nf_convnet", 10, features=True)
+    params, state = model.init(jax.random.key(0), pictures)
+    run = jax.jit(lambda params, x: model.apply(params, state, None, x, False)[0])
+    outputs = run(params, pictures[:64])
+    assert outputs["logits"].shape == (64, 10)
+    for name, side in (("stage_1", 16), ("stage_2", 8), ("stage_3", 4)):
+        assert outputs[name].shape[1:3] == (side, side)
+        assert abs(float(outputs[name].mean())) < 0.3
+        assert 0.8 < float(outputs[name].var()) < 2.5
