@@ -1,4 +1,4 @@
-"""A plain network without normalization that learns images of 32 pixels in minutes.
+"""A plain network without normalization, for images of 32 pixels.
 
 Its shape is that of Jordan 2024, arXiv:2404.00498, section 3: fixed filters that whiten patches,
 then groups of two 3x3 convolutions, the first with a maximum over 2x2 pixels. In place of batch
@@ -160,7 +160,7 @@ def _maximum_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Arra
 
 
 def _maximum_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
-    """Found by comparing; XLA's gradient, a scatter, takes a CPU twelve times as long."""
+    """Found by comparing; XLA's own gradient, a scatter, is slow on CPUs."""
     x, maximum = saved
     examples, height, width, channels = x.shape
     windows = x.reshape(examples, height // 2, 2, width // 2, 2, channels)

@@ -161,13 +161,13 @@ def _train_steps(
             with report.waiting():
                 unreadable, batch = next(batches)
             train_account.add(unreadable)
-            if update is None:
-                report.images(step, fetch(batch["image"])[: config.log_images])
             if batch["image"].shape != compiled_for:
-                with report.pause():
-                    update = compile_update(plan, state, batch, report.say)
                 if compiled_for:
                     report.say(f"from step {step} on {batch['image'].shape[2]} pixels")
+                else:
+                    report.images(step, fetch(batch["image"])[: config.log_images])
+                with report.pause():
+                    update = compile_update(plan, state, batch, report.say)
                 compiled_for = batch["image"].shape
             profile.before(step)
             state, metrics = update(state, batch)
