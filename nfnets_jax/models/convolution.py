@@ -148,9 +148,10 @@ def _block_diagonal(kernel: jax.Array, pack: int) -> jax.Array:
       ``[h, w, pack * I, groups * O]``.
     """
     height, width, inputs, groups, outputs = kernel.shape
-    packs = kernel.reshape(height, width, 1, inputs, groups // pack, pack, outputs)
-    own = jnp.eye(pack, dtype=kernel.dtype)[:, None, None, :, None]
-    return (packs * own).reshape(height, width, pack * inputs, groups * outputs)
+    # Few axes: of seven, XLA (jax 0.10.2) crashed in a fused sum of the gradient.
+    own = jnp.repeat(jnp.tile(jnp.eye(pack, dtype=kernel.dtype), groups // pack), outputs, axis=1)
+    packed = kernel.reshape(height, width, 1, inputs, -1) * own[:, None]
+    return packed.reshape(height, width, pack * inputs, groups * outputs)
 
 
 @jax.custom_vjp
