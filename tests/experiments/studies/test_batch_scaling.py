@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies import batch_scaling
+import nfnets_jax
+from experiments.studies import batch_scaling, contest
+from nfnets_jax.models import counting
 
 
 @pytest.mark.slow
@@ -26,3 +28,12 @@ def test_a_batch_size_is_mastered_if_all_smaller_ones_are_too() -> None:
     assert batch_scaling.mastered({64: [0.8], 256: [0.5], 1024: [0.8]}) == 64
     # A small batch that did badly is no reason to stop at.
     assert batch_scaling.mastered({64: [0.5], 256: [0.8], 1024: [0.79]}) == 1024
+
+
+@pytest.mark.parametrize("budget", batch_scaling.EFFORTS)
+def test_contenders_are_of_one_shape(budget: str) -> None:
+    def work(contender: contest.Contender) -> counting.Work:
+        model = nfnets_jax.create_model(contender.model, 10, **contender.overrides)
+        return counting.summarize(model, 32).work
+
+    assert len(set(map(work, batch_scaling.contenders(budget).values()))) == 1
