@@ -44,12 +44,14 @@ class Effort(NamedTuple):
       batch_sizes: examples a step.
       learning_rates: for a batch of 256, in proportion to which the batch has its own.
       seeds: runs with the learning rate that was chosen.
+      image_size: side of CIFAR-10's images as they are learned from, in pixels.
     """
 
     epochs: float
     batch_sizes: tuple[int, ...]
     learning_rates: tuple[float, ...]
     seeds: int
+    image_size: int = 32
 
 
 class Results(NamedTuple):
@@ -78,6 +80,7 @@ class Results(NamedTuple):
 
 # Batches are normalized by so many images at most, as where each part is on a device of its own.
 NORMALIZED_IMAGES = 256
+_DIGITS_SIZE = 8
 
 
 def compete(
@@ -94,15 +97,17 @@ def compete(
     """
     data = "tfds:cifar10" if data_dir else "digits"
     images = len(open_dataset(data, str(data_dir or "")).train)
+    side = effort.image_size if data_dir else _DIGITS_SIZE
     common = {
         "budget": budget,
         "data": data,
+        "image_size": side,
         "epochs": effort.epochs,
         "normalized_images": NORMALIZED_IMAGES,
     }
 
     def run(member: grid.Settings) -> dict[str, float]:
-        config = _config(contenders[member["contender"]], member, data)
+        config = _config(contenders[member["contender"]], member, data, side)
         config.data.dir = str(data_dir or "")
         learned = images - config.data.holdout
         config.num_steps = max(1, round(effort.epochs * learned / config.batch_size))
@@ -191,13 +196,13 @@ def draw(path: Path, results: Results, contenders: Mapping[str, Contender]) -> N
         figure.savefig(partial, format="png")
 
 
-def _config(contender: Contender, member: grid.Settings, data: str) -> ConfigDict:
+def _config(contender: Contender, member: grid.Settings, data: str, side: int) -> ConfigDict:
     digits, size = data == "digits", member["batch_size"]
-    config = recipes.small_images(contender.model, data, size=8 if digits else 32)
+    config = recipes.small_images(contender.model, data, side)
     with config.unlocked():
         config.model.update(contender.overrides)
     config.data.holdout = member["held_out"]
-    config.data.padding = config.data.image_size // 8
+    config.data.padding = side // 8
     config.data.flip = not digits  # A mirrored digit is another one.
     config.batch_size = size
     config.micro_batch_size = NORMALIZED_IMAGES if size > NORMALIZED_IMAGES else 0
