@@ -63,7 +63,7 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
             "label_smoothing": 0.1,
             "ema_decay": 0.99999,
             "optimizer": {
-                "name": "sgd",  # or rmsprop
+                "name": "sgd",  # or rmsprop, muon
                 "schedule": "cosine",  # or exponential
                 "decay_rate": 0.97,  # of schedule exponential: the factor, and after what share
                 "decay_fraction": 0.01,  # of num_steps it comes each time

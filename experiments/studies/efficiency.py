@@ -95,7 +95,7 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
     """Trains, and writes the report."""
     networks, effort = contenders(budget), EFFORTS[budget]
     results = contest.compete(workdir, budget, networks, effort, data_dir)
-    image_size = 32 if data_dir else 8
+    image_size = results.common["image_size"]
     points = [_point(name, networks[name], results, image_size) for name in networks]
     imagenet = [] if budget == "smoke" else published()
     with replaced(workdir / "efficiency.png") as partial:

@@ -28,17 +28,17 @@ class NFConvNetConfig:
       train_size, test_size: side of the square images, in pixels.
       activation: a key of ``layers.ACTIVATION_GAINS``.
       dropout_rate: of the pooled features.
-      bias_scale: factor of the convolutions' biases, which are learned by its square as fast.
       logit_scale: factor of the logits.
+      mirror: when not training, see each image and its mirror image, and take the mean.
     """
 
-    width: tuple[int, ...] = (64, 128, 256)
+    width: tuple[int, ...] = (64, 256, 256)
     train_size: int = 28
     test_size: int = 32
     activation: str = "gelu"
     dropout_rate: float = 0.0
-    bias_scale: float = 8.0
     logit_scale: float = 0.125
+    mirror: bool = True
 
 
 VARIANTS: Mapping[str, NFConvNetConfig] = MappingProxyType({"nf_convnet": NFConvNetConfig()})
@@ -65,16 +65,18 @@ class NFConvNet(hk.Module):
           images: ``[N, H, W, 3]`` floats, red, green and blue, each of mean 0 and variance 1 over
             the images learned from, in the dtype to compute in.
           keys: ``[N]`` random keys, one an example, for dropout; None turns it off.
-          is_training: accepted as other networks have it; makes no difference.
+          is_training: whether mirror images are left out.
           features: also return the output of each group.
 
         Returns:
           ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with ``features``
           also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
         """
-        del is_training
         config, outputs = self._config, {}
         activation = layers.scaled_activation(config.activation)
+        mirrored = config.mirror and not is_training
+        if mirrored:
+            images = jnp.concatenate([images, images[:, :, ::-1]])
         with jax.named_scope("stem"):
             x = whiten(images)
         for number, width in enumerate(config.width, start=1):
@@ -83,9 +85,11 @@ class NFConvNet(hk.Module):
                 branch = self._convolve(activation(x), width, f"stage{number}_conv1")
                 x = (x + branch) * np.sqrt(0.5).astype(x.dtype)
             if features:
-                outputs[f"stage_{number}"] = x
+                outputs[f"stage_{number}"] = x[: len(x) // 2] if mirrored else x
         with jax.named_scope("head"):
             pool = jnp.max(activation(x), axis=(1, 2)).astype(jnp.float32)
+            if mirrored:
+                pool = jnp.mean(jnp.stack(jnp.split(pool, 2)), axis=0)
             linear = layers.Linear(pool.shape[-1], self._num_classes, 0.01, name="linear")
             seen = layers.dropout(keys, pool, config.dropout_rate) * config.logit_scale
             logits = layers.linear(linear.parameters(), seen)
@@ -93,7 +97,6 @@ class NFConvNet(hk.Module):
 
     def _convolve(self, x: jax.Array, width: int, name: str) -> jax.Array:
         learned = layers.WSConv2D(x.shape[-1], width, 3, name=name).parameters()
-        learned = learned._replace(bias=learned.bias * self._config.bias_scale)
         return layers.convolve(learned.weights(x.dtype), x)
 
 

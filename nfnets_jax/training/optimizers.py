@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import ml_collections
 import optax
 
@@ -12,7 +13,10 @@ from nfnets_jax.training.transfer import scale_by_layer
 # Of RMSProp, as EfficientNets were trained (Tan and Le 2021, arXiv:2104.00298, section 5.1), and
 # what its authors' code adds to the mean square.
 _RMS_DECAY, _RMS_EPS = 0.9, 1e-3
-_OPTIMIZERS = ("sgd", "rmsprop")
+# What Muon does not move has this share of its learning rate, by Adam with this decay of squares.
+_ADAM_SHARE, _ADAM_DECAY = 0.2, 0.99
+# Three steps towards an orthogonal update are enough for kernels.
+_MUON_STEPS = 3
 _SCHEDULES = ("cosine", "exponential")
 
 
@@ -43,7 +47,7 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
 def create_optimizer(
     config: ml_collections.ConfigDict, heights: Mapping[str, int]
 ) -> optax.GradientTransformation:
-    """AGC, weight decay and SGD or RMSProp with momentum, by ``config.optimizer``.
+    """AGC, weight decay and SGD, RMSProp or Muon with momentum, by ``config.optimizer``.
 
     ``clipping`` of 0 leaves AGC out. ``heights`` are those of ``transfer.heights``, by which
     ``layer_decay`` lowers the learning rate.
@@ -57,8 +61,7 @@ def create_optimizer(
     if settings.name not in _OPTIMIZERS:
         known = ", ".join(_OPTIMIZERS)
         raise InputError(f"no optimizer.name {settings.name!r}; there are {known}")
-    build = _rmsprop if settings.name == "rmsprop" else _sgd
-    optimizer = build(settings, learning_rate(config))
+    optimizer = _OPTIMIZERS[settings.name](settings, learning_rate(config))
     if settings.layer_decay == 1:
         return optimizer
     return optax.chain(optimizer, scale_by_layer(settings.layer_decay, heights))
@@ -78,11 +81,8 @@ def _sgd(settings: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.Gra
 def _rmsprop(
     settings: ml_collections.ConfigDict, rate: optax.Schedule
 ) -> optax.GradientTransformation:
-    clip = optax_agc.adaptive_grad_clip(
-        settings.clipping, settings.clipping_eps, mask=optax_agc.all_but_classifier
-    )
     return optax.chain(
-        clip if settings.clipping else optax.identity(),
+        _clip(settings),
         optax.add_decayed_weights(settings.weight_decay, mask=optax_agc.kernels),
         optax.rmsprop(
             rate,
@@ -93,3 +93,40 @@ def _rmsprop(
             nesterov=settings.nesterov,
         ),
     )
+
+
+def _muon(
+    settings: ml_collections.ConfigDict, rate: optax.Schedule
+) -> optax.GradientTransformation:
+    """Kernels of convolutions by Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    Their weight decay is decoupled: a step takes its share times the learning rate. All else is
+    moved by Adam.
+    """
+    kernel = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    return optax.chain(
+        _clip(settings),
+        optax.contrib.muon(
+            rate,
+            ns_steps=_MUON_STEPS,
+            beta=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+            adam_b2=_ADAM_DECAY,
+            adam_learning_rate=lambda step: _ADAM_SHARE * rate(step),
+            muon_weight_dimension_numbers=lambda params: jax.tree.map(
+                lambda param: kernel if param.ndim == 4 else None, params
+            ),
+        ),
+    )
+
+
+def _clip(settings: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    if not settings.clipping:
+        return optax.identity()
+    return optax_agc.adaptive_grad_clip(
+        settings.clipping, settings.clipping_eps, mask=optax_agc.all_but_classifier
+    )
+
+
+_OPTIMIZERS = {"sgd": _sgd, "rmsprop": _rmsprop, "muon": _muon}

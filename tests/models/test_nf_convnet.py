@@ -67,3 +67,19 @@ def test_signals_keep_their_variance_from_group_to_group(pictures: jax.Array) ->
         assert outputs[name].shape[1:3] == (side, side)
         assert abs(float(outputs[name].mean())) < 0.3
         assert 0.8 < float(outputs[name].var()) < 2.5
+
+
+def test_mirror_images_are_seen_too_when_testing() -> None:
+    images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
+    model = nfnets_jax.create_model("nf_convnet", 10, width=(8, 8), features=True)
+    once = nfnets_jax.create_model("nf_convnet", 10, width=(8, 8), features=True, mirror=False)
+    params, state = model.init(jax.random.key(0), images)
+    both, _ = model.apply(params, state, None, images, False)
+    seen, _ = once.apply(params, state, None, images, False)
+    mirrored, _ = once.apply(params, state, None, images[:, :, ::-1], False)
+    for name in ("logits", "pool"):
+        mean = (seen[name] + mirrored[name]) / 2
+        np.testing.assert_allclose(both[name], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(both["stage_2"], seen["stage_2"], atol=1e-5)
+    training, _ = model.apply(params, state, None, images, True)
+    np.testing.assert_allclose(training["logits"], seen["logits"], atol=1e-5)

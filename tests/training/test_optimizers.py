@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,10 +42,34 @@ def test_rmsprop_is_the_formula(clipping: float) -> None:
         weights = weights + velocity
 
 
+def test_muon_is_orthogonal_for_kernels_and_adam_for_all_else() -> None:
+    config = recipes.efficientnet_imagenet(0)
+    config.optimizer.update(name="muon", momentum=0.8, weight_decay=0.5, nesterov=False)
+    optimizer, schedule = create_optimizer(config, {}), learning_rate(config)
+    rng = np.random.default_rng(0)
+    params = {"conv": {"w": rng.standard_normal((3, 3, 4, 8)), "b": rng.standard_normal(8)}}
+    state = optimizer.init(params)
+    momentum, mean, square = np.zeros((3, 3, 4, 8)), np.zeros(8), np.zeros(8)
+    for _ in range(3):
+        grads = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), params)
+        updates, state = optimizer.update(grads, state, params)
+        momentum = 0.8 * momentum + grads["conv"]["w"]
+        mean = 0.9 * mean + 0.1 * grads["conv"]["b"]
+        square = 0.99 * square + 0.01 * grads["conv"]["b"] ** 2
+    rate = float(schedule(2))
+    adam = mean / (1 - 0.9**3) / np.sqrt(square / (1 - 0.99**3))
+    np.testing.assert_allclose(updates["conv"]["b"], -0.2 * rate * adam, rtol=1e-4)
+    moved = (-np.asarray(updates["conv"]["w"]) / rate - 0.5 * params["conv"]["w"]).reshape(36, 8)
+    inputs, _, outputs = np.linalg.svd(momentum.reshape(36, 8), full_matrices=False)
+    stretched = inputs.T @ moved @ outputs.T
+    np.testing.assert_allclose(stretched, np.diag(np.diag(stretched)), atol=1e-3)
+    assert all((np.diag(stretched) > 0.6) & (np.diag(stretched) < 1.3))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("name", "adam", "no optimizer.name 'adam'; there are sgd, rmsprop"),
+        ("name", "adam", "no optimizer.name 'adam'; there are sgd, rmsprop, muon"),
         ("schedule", "linear", "no optimizer.schedule 'linear'; there are cosine, exponential"),
         ("layer_decay", 2.0, "layer_decay is 2.0; it takes 0 to 1"),
     ],
