@@ -22,9 +22,9 @@ EFFORTS = {
         30, (64, 256, 1024, 2048, 4096, 8192), (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8), seeds=3
     ),
 }
-# Channels of the four stages, each then of one block; None is the networks as they are.
+# Channels of the stages, each then of one block; None is the networks as they are.
 _WIDTHS: Mapping[str, tuple[int, ...] | None] = {
-    "smoke": (16, 32, 64, 128),
+    "smoke": (16, 32),
     "cpu": (32, 64, 128, 256),
     "gpu": None,
 }
@@ -45,7 +45,8 @@ def contenders(budget: str) -> dict[str, Contender]:
     if width:
         shape = {"width": width, "depth": (1,) * len(width)}
         normalized = {**shape, "group_width": width[0] // 4}
-        free = {**shape, "stem": ((width[0], 1),)}
+        strides = (1, 2, 2, 2)[: len(width)]
+        free = {**shape, "stem": ((width[0], 1),), "strides": strides}
     return {
         "batch-normalized": Contender("resnet26_small", "C7", overrides=normalized),
         "normalizer-free": Contender("nf_resnet26_small", "C0", overrides=free),
