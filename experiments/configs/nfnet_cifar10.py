@@ -8,10 +8,10 @@ from experiments import recipes
 def get_config() -> ConfigDict:
     """A plain normalizer-free network for more than four epochs, most of them on small images.
 
-    Kernels are moved by Muon, which needs no clipping: its steps have one length.
+    Kernels are moved by Muon; it needs no clipping, as its steps have one length.
     """
     config = recipes.small_images("nf_convnet", "tfds:cifar10", size=28)
-    config.model = {"name": "nf_convnet", "dropout_rate": 0.0}
+    config.model = {"name": "nf_convnet", "dropout_rate": 0.0, "mirror": True}
     config.data.test_image_size = 32
     config.data.crop = "cut"
     config.data.early_size = 20

@@ -6,7 +6,7 @@ from experiments.configs import nfnet_cifar10
 
 
 def get_config() -> ConfigDict:
-    """``nfnet_cifar10``, longer and on whole images, in bfloat16. It has not yet run on a GPU."""
+    """``nfnet_cifar10``, longer and in bfloat16, uncut images. It has not yet run on a GPU."""
     config = nfnet_cifar10.get_config()
     config.data.image_size = 32
     config.data.crop = "pad"

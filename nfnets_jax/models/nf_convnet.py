@@ -29,7 +29,8 @@ class NFConvNetConfig:
       activation: a key of ``layers.ACTIVATION_GAINS``.
       dropout_rate: of the pooled features.
       logit_scale: factor of the logits.
-      mirror: when not training, see each image and its mirror image, and take the mean.
+      mirror: when not training, see each image and its mirror image, and take the mean; for data
+        where both are of one class.
     """
 
     width: tuple[int, ...] = (64, 256, 256)
@@ -38,7 +39,7 @@ class NFConvNetConfig:
     activation: str = "gelu"
     dropout_rate: float = 0.0
     logit_scale: float = 0.125
-    mirror: bool = True
+    mirror: bool = False
 
 
 VARIANTS: Mapping[str, NFConvNetConfig] = MappingProxyType({"nf_convnet": NFConvNetConfig()})
@@ -65,7 +66,7 @@ class NFConvNet(hk.Module):
           images: ``[N, H, W, 3]`` floats, red, green and blue, each of mean 0 and variance 1 over
             the images learned from, in the dtype to compute in.
           keys: ``[N]`` random keys, one an example, for dropout; None turns it off.
-          is_training: whether mirror images are left out.
+          is_training: whether mirror images are left out that ``mirror`` would have seen.
           features: also return the output of each group.
 
         Returns:
@@ -89,7 +90,7 @@ class NFConvNet(hk.Module):
         with jax.named_scope("head"):
             pool = jnp.max(activation(x), axis=(1, 2)).astype(jnp.float32)
             if mirrored:
-                pool = jnp.mean(jnp.stack(jnp.split(pool, 2)), axis=0)
+                pool = jnp.mean(pool.reshape(2, -1, pool.shape[-1]), axis=0)
             linear = layers.Linear(pool.shape[-1], self._num_classes, 0.01, name="linear")
             seen = layers.dropout(keys, pool, config.dropout_rate) * config.logit_scale
             logits = layers.linear(linear.parameters(), seen)

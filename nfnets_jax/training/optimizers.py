@@ -15,7 +15,7 @@ from nfnets_jax.training.transfer import scale_by_layer
 _RMS_DECAY, _RMS_EPS = 0.9, 1e-3
 # What Muon does not move has this share of its learning rate, by Adam with this decay of squares.
 _ADAM_SHARE, _ADAM_DECAY = 0.2, 0.99
-# Three steps towards an orthogonal update are enough for kernels.
+# Newton-Schulz steps towards an orthogonal update: fewer than optax's five, to be cheaper.
 _MUON_STEPS = 3
 _SCHEDULES = ("cosine", "exponential")
 

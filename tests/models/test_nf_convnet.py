@@ -71,8 +71,8 @@ def test_signals_keep_their_variance_from_group_to_group(pictures: jax.Array) ->
 
 def test_mirror_images_are_seen_too_when_testing() -> None:
     images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
-    model = nfnets_jax.create_model("nf_convnet", 10, width=(8, 8), features=True)
-    once = nfnets_jax.create_model("nf_convnet", 10, width=(8, 8), features=True, mirror=False)
+    model = nfnets_jax.create_model("nf_convnet", 10, width=(8, 8), features=True, mirror=True)
+    once = nfnets_jax.create_model("nf_convnet", 10, width=(8, 8), features=True)
     params, state = model.init(jax.random.key(0), images)
     both, _ = model.apply(params, state, None, images, False)
     seen, _ = once.apply(params, state, None, images, False)
