@@ -19,7 +19,7 @@ from experiments.studies import contest, grid
 from experiments.studies.contest import Contender, Effort, Results
 
 EFFORTS = {
-    "smoke": Effort(0.2, (32, 128), (0.2,), seeds=1),
+    "smoke": Effort(0.2, (32,), (0.2,), seeds=1),
     "cpu": Effort(2, (256, 2048), (0.05, 0.2, 0.8), seeds=3, image_size=16),
     "gpu": Effort(30, (256, 4096), (0.025, 0.05, 0.1, 0.2, 0.4, 0.8), seeds=3),
 }
@@ -30,12 +30,12 @@ _MODELS = {NORMALIZED: "seresnext26d_small", PLAIN: "nf_seresnext26d_small", NFN
 _COLORS = {NORMALIZED: "C7", PLAIN: "C0", NFNET: "C1"}
 # Settings to replace, so that all have about as many multiply-adds.
 _HALF = {"width": (32, 64, 128, 256)}
-_TINY = {"width": (16, 16, 32, 32), "depth": (1, 1, 1, 1)}
+_TINY = {"width": (16, 32), "depth": (1, 1)}
 SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "smoke": {
         NORMALIZED: {**_TINY, "groups": 1},
-        PLAIN: {**_TINY, "group_size": 8},
-        NFNET: {**_TINY, "group_size": 8},
+        PLAIN: {**_TINY, "strides": (1, 2), "group_size": 8},
+        NFNET: {**_TINY, "strides": (1, 2), "group_size": 8},
     },
     "cpu": {
         NORMALIZED: {**_HALF, "groups": 2},
