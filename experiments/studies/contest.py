@@ -42,7 +42,8 @@ class Effort(NamedTuple):
     Attributes:
       epochs: of each run.
       batch_sizes: examples a step.
-      learning_rates: for a batch of 256, in proportion to which the batch has its own.
+      learning_rates: for a batch of 256, in proportion to which the batch has its own; where the
+        best of them, in ascending order, is the first or the last, more follow on that side.
       seeds: runs with the learning rate that was chosen.
       image_size: side of CIFAR-10's images as they are learned from, in pixels.
     """
@@ -79,7 +80,9 @@ class Results(NamedTuple):
 
 
 # Batches are normalized by so many images at most, as where each part is on a device of its own.
-NORMALIZED_IMAGES = 256
+NORMALIZED_IMAGES = 64
+# Beyond those of the effort, at a point where the best is the lowest or the highest yet.
+_MORE_LEARNING_RATES = 3
 _DIGITS_SIZE = 8
 
 
@@ -131,6 +134,10 @@ def compete(
         for rate in effort.learning_rates
     ]
     tried = grid.run_grid(workdir, common, tries, run)
+    for _ in range(_MORE_LEARNING_RATES):
+        rates = [(point, rate) for point in points if (rate := beyond(tried, point))]
+        tries += [{**tries[0], **point, "learning_rate": rate} for point, rate in rates]
+        tried = grid.run_grid(workdir, common, tries, run)
     finals = [
         {**point, "learning_rate": chosen(tried, point), "held_out": 0, "seed": seed}
         for point in points
@@ -144,6 +151,19 @@ def chosen(tries: Sequence[grid.Row], point: grid.Settings) -> float:
     runs = [row for row in tries if point.items() <= row.items()]
     best = max(runs, key=lambda row: (row["top1"] or 0.0, -row["learning_rate"]))
     return best["learning_rate"]
+
+
+def beyond(tries: Sequence[grid.Row], point: grid.Settings) -> float | None:
+    """The learning rate to try next at a point, as far from the best as that is from the others.
+
+    None where the best lies between others, or is the only one.
+    """
+    best = chosen(tries, point)
+    rates = sorted(row["learning_rate"] for row in tries if point.items() <= row.items())
+    if len(rates) == 1 or rates[0] < best < rates[-1]:
+        return None
+    neighbour = rates[1] if best == rates[0] else rates[-2]
+    return float(f"{best * best / neighbour:.4g}")
 
 
 def explanation(effort: Effort, tries: int) -> str:

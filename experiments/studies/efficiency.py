@@ -26,7 +26,7 @@ from nfnets_jax.models import counting
 
 EFFORTS = {
     "smoke": Effort(0.2, (64,), (0.2,), seeds=1),
-    "cpu": Effort(2, (128,), (0.05, 0.2), seeds=3, image_size=16),
+    "cpu": Effort(2, (128,), (0.2, 0.8), seeds=3, image_size=16),
     "gpu": Effort(60, (256,), (0.05, 0.1, 0.2, 0.4), seeds=3),
 }
 _COLORS = {"NFNet": "C1", "NF-RegNet": "C2", "EfficientNet": "C3"}

@@ -13,6 +13,24 @@ def test_the_learning_rate_is_that_of_the_best_run_at_the_point() -> None:
     assert contest.chosen(tries[2:3], point) == 0.4
 
 
+def test_learning_rates_go_on_where_the_best_is_the_last() -> None:
+    point = {"contender": "a", "batch_size": 64}
+
+    def after(*top1: float | None) -> float | None:
+        rates = (0.05, 0.2, 0.8)[: len(top1)]
+        tries = [
+            {**point, "learning_rate": rate, "top1": value}
+            for rate, value in zip(rates, top1, strict=True)
+        ]
+        return contest.beyond(tries, point)
+
+    assert after(0.3, 0.4, 0.5) == 3.2
+    assert after(0.5, 0.4, 0.3) == 0.0125
+    assert after(None, None) == 0.0125
+    assert after(0.3, 0.5, 0.4) is None
+    assert after(0.3) is None
+
+
 def test_what_diverged_counts_as_nothing() -> None:
     rows = [
         {"contender": "a", "batch_size": 64, "top1": 0.5},
