@@ -14,11 +14,11 @@ def get_config() -> ConfigDict:
     config.model = {"name": "nf_convnet", "dropout_rate": 0.0, "mirror": True}
     config.data.test_image_size = 32
     config.data.crop = "cut"
-    config.data.early_size = 20
+    config.data.early_size = 24
     config.data.early_fraction = 0.7
     config.data.flip = True
     config.batch_size = 125
-    config.num_steps = 1750
+    config.num_steps = 2000
     config.label_smoothing = 0.2
     config.ema_decay = 0.95
     config.optimizer.update(

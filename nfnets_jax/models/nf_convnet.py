@@ -2,11 +2,13 @@
 
 Its shape is that of Jordan 2024, arXiv:2404.00498, section 3: fixed filters that whiten patches,
 then groups of two 3x3 convolutions, the first with a maximum over 2x2 pixels. In place of batch
-normalization there are scaled weight standardization and scaled activations (NF-ResNets, Brock et
-al. 2021a, arXiv:2101.08692, section 4), and maxima are shifted by their expected mean.
+normalization there are scaled activations (NF-ResNets, Brock et al. 2021a, arXiv:2101.08692,
+section 4), and kernels scaled for what they come to learn, not for how they start. Weights are not
+standardized: that would have cost two points of accuracy after two epochs of CIFAR-10.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from nfnets_jax.models import layers
 from nfnets_jax.models.convolution import conv2d
+from nfnets_jax.models.initialization import Normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +85,8 @@ class NFConvNet(hk.Module):
             x = whiten(images)
         for number, width in enumerate(config.width, start=1):
             with jax.named_scope(f"stage_{number}"):
-                x = max_pool(self._convolve(activation(x), width, f"stage{number}_conv0"))
-                branch = self._convolve(activation(x), width, f"stage{number}_conv1")
+                x = max_pool(_Conv2D(width, f"stage{number}_conv0")(activation(x)))
+                branch = _Conv2D(width, f"stage{number}_conv1")(activation(x))
                 x = (x + branch) * np.sqrt(0.5).astype(x.dtype)
             if features:
                 outputs[f"stage_{number}"] = x[: len(x) // 2] if mirrored else x
@@ -96,9 +99,28 @@ class NFConvNet(hk.Module):
             logits = layers.linear(linear.parameters(), seen)
         return {**outputs, "pool": pool, "logits": logits}
 
-    def _convolve(self, x: jax.Array, width: int, name: str) -> jax.Array:
-        learned = layers.WSConv2D(x.shape[-1], width, 3, name=name).parameters()
-        return layers.convolve(learned.weights(x.dtype), x)
+
+# Of the outputs of a kernel of norm 1 that has learned, for inputs of variance 1: pixels nearby and
+# channels are alike, and kernels come to see what they have in common.
+_LEARNED_DEVIATION = 2.0
+
+
+class _Conv2D(hk.Module):
+    """Parameters: ``w`` ``[3, 3, I, O]``, of norms of about 1 an output, ``b`` ``[O]``, zero."""
+
+    def __init__(self, width: int, name: str):
+        super().__init__(name)
+        self._width = width
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[N, H, W, I]`` to ``[N, H, W, width]``."""
+        shape = (3, 3, x.shape[-1], self._width)
+        initial = Normal(math.prod(shape[:-1]) ** -0.5)
+        weights = layers.Affine(
+            kernel=hk.get_parameter("w", shape, init=initial) / _LEARNED_DEVIATION,
+            bias=hk.get_parameter("b", shape[-1:], init=jnp.zeros),
+        )
+        return layers.convolve(weights.weights(x.dtype), x)
 
 
 # Standard deviations of CIFAR-10's training images, normalized, along the directions of
@@ -135,21 +157,15 @@ def whiten(images: jax.Array) -> jax.Array:
     return jnp.concatenate([x, -x], axis=-1)
 
 
-# Mean of the maximum over 2x2 pixels of what a convolution with scaled weight standardization makes
-# of pictures, by its deviation. (Of independent pixels it is 1.03, but neighbours are alike.)
-_MAXIMUM_MEAN = 0.6
-
-
 def max_pool(x: jax.Array) -> jax.Array:
     """Halves height and width of ``[N, H, W, C]`` by the maximum over 2x2 windows.
 
-    It is shifted so that pictures' mean stays about 0; their variance is kept by itself. Of an odd
-    height or width the last window holds what is left.
+    Of an odd height or width the last window holds what is left.
     """
     rows, columns = x.shape[1] % 2, x.shape[2] % 2
     low = np.asarray(-np.inf, x.dtype)
     padded = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), constant_values=low)
-    return _maximum(padded) - np.asarray(_MAXIMUM_MEAN, x.dtype)
+    return _maximum(padded)
 
 
 @jax.custom_vjp

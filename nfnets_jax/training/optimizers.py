@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -100,9 +101,15 @@ def _muon(
 ) -> optax.GradientTransformation:
     """Kernels of convolutions by Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    Their weight decay is decoupled: a step takes its share times the learning rate. All else is
-    moved by Adam.
+    They keep their norms, in place of weight decay. All else is moved by Adam.
+
+    Raises:
+      InputError: there is weight decay.
     """
+    if settings.weight_decay:
+        raise InputError(
+            f"optimizer.weight_decay is {settings.weight_decay}; muon keeps norms and takes 0"
+        )
     kernel = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
     return optax.chain(
         _clip(settings),
@@ -111,14 +118,26 @@ def _muon(
             ns_steps=_MUON_STEPS,
             beta=settings.momentum,
             nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
             adam_b2=_ADAM_DECAY,
             adam_learning_rate=lambda step: _ADAM_SHARE * rate(step),
             muon_weight_dimension_numbers=lambda params: jax.tree.map(
                 lambda param: kernel if param.ndim == 4 else None, params
             ),
         ),
+        optax.stateless(_keep_norms),
     )
+
+
+def _keep_norms(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    """Lets kernels of convolutions move on spheres."""
+
+    def on_sphere(update: jax.Array, param: jax.Array) -> jax.Array:
+        if param.ndim != 4:
+            return update
+        moved = param + update
+        return moved * (jnp.linalg.norm(param) / jnp.linalg.norm(moved)) - param
+
+    return jax.tree.map(on_sphere, updates, params)
 
 
 def _clip(settings: ml_collections.ConfigDict) -> optax.GradientTransformation:

@@ -24,15 +24,18 @@ from nfnets_jax.models.convolution import conv2d, in_loop
         (5, 168, 168, 3, 2, 21),
         (4, 24, 48, 3, 1, 3),
         (9, 3, 8, 7, 2, 1),
-        # Large enough for the kernel's gradient to be products, with both images at once.
+        # By Winograd's products: even and odd sides, groups, narrow to wide, an image at a time.
         (48, 32, 16, 3, 1, 1),
-        (47, 64, 16, 3, 1, 2),
+        (47, 64, 64, 3, 1, 2),
+        (45, 48, 96, 3, 1, 6),
+        (72, 32, 128, 3, 1, 1),
+        # Large enough for the kernel's gradient to be products, with both images at once.
         (96, 32, 8, 3, 2, 1),
         (91, 32, 8, 3, 2, 1),
         (48, 32, 8, 5, 1, 1),
+        (48, 16, 16, 3, 1, 1),
         (96, 32, 8, 1, 2, 1),
         # An image at a time.
-        (48, 16, 128, 3, 1, 1),
         (96, 128, 8, 3, 2, 1),
         (6, 8, 8, 2, 1, 1),
         # Depthwise.
