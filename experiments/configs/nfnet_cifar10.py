@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.data.early_fraction = 0.7
     config.data.flip = True
     config.batch_size = 125
-    config.num_steps = 2000
+    config.num_steps = 1850
     config.label_smoothing = 0.2
     config.ema_decay = 0.95
     config.optimizer.update(
