@@ -240,6 +240,7 @@ def _by_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     return (
         stride == 1
         and kernel.shape[:2] == (3, 3)
+        and isinstance(x.shape[0], int)  # An exported program takes any number of images.
         and winograd.tiles(x) >= _WINOGRAD_MIN_TILES
         and widest >= _WINOGRAD_MIN_CHANNELS
     )

@@ -64,7 +64,7 @@ def gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax
 def tiles(x: jax.Array) -> int:
     """How many there are in images ``[N, H, W, C]``: rows of the matrices."""
     rows, columns = _tile_counts(x.shape[1:3])
-    return len(x) * rows * columns
+    return x.shape[0] * rows * columns
 
 
 def _transformed_bytes(x: jax.Array, kernel: jax.Array) -> int:
