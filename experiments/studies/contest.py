@@ -136,6 +136,8 @@ def compete(
     tried = grid.run_grid(workdir, common, tries, run)
     for _ in range(_MORE_LEARNING_RATES):
         rates = [(point, rate) for point in points if (rate := beyond(tried, point))]
+        if not rates:
+            break
         tries += [{**tries[0], **point, "learning_rate": rate} for point, rate in rates]
         tried = grid.run_grid(workdir, common, tries, run)
     finals = [

@@ -40,8 +40,10 @@ _PRODUCT_MIN_CHANNELS = 16
 # 128, on two CPU threads: 107 GFLOP/s, with 1 MiB 68, all at once 39, natively 51.
 _CACHED_BYTES = 8 * 2**20
 # With less the products are too small, and more code to compile. NFNet-F0's step, 8 images of 192
-# pixels on two CPU threads, was 1.10 times as fast by these bounds as without Winograd's products
-# and compiled in 35 s after 20; from 256 tiles on it was 1.06 times as fast, and compiled in 103 s.
+# pixels on two CPU threads, 7 pairs in one process, was 1.10 times as fast by these bounds as
+# without Winograd's products and compiled in 35 s after 20; from 256 tiles on it was 1.06 times as
+# fast, and compiled in 103 s. Two pairs of processes did not show it; steps of 125 images of 28
+# pixels through nf_convnet were 1.4 times as fast.
 _WINOGRAD_MIN_TILES = 1024
 _WINOGRAD_MIN_CHANNELS = 32
 # Groups narrower than the first are packed to the second. NF-RegNet-B0 on two CPU threads: to 32,

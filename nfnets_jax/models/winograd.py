@@ -48,11 +48,8 @@ def gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax
     def portion(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, list[list[jax.Array]]]:
         of_x = _outputs(_tiles(gradient.astype(dtype)), factors, x.shape[1:3])
         pixels, products = _tiles(x.astype(dtype)), _quarters(gradient.astype(dtype))
-        of_factors = [
-            [tile.T @ product for tile, product in zip(*rows, strict=True)]
-            for rows in zip(pixels, products, strict=True)
-        ]
-        return of_x.astype(x.dtype), of_factors
+        transposed = [[tile.T for tile in row] for row in pixels]
+        return of_x.astype(x.dtype), _multiply(transposed, products)
 
     of_x, of_factors = in_portions(
         portion, _CACHED_BYTES, _transformed_bytes(x, kernel), x, gradient
@@ -109,10 +106,7 @@ def _quarters(gradient: jax.Array) -> _Grid:
 
 def _outputs(pixels: _Grid, factors: _Grid, size: Sequence[int]) -> jax.Array:
     """``[n, height, width, O]`` of ``size``, from the tiles' products with a kernel's factors."""
-    products = [
-        [tile @ factor for tile, factor in zip(*rows, strict=True)]
-        for rows in zip(pixels, factors, strict=True)
-    ]
+    products = _multiply(pixels, factors)
     rows, columns = _tile_counts(size)
     lines = [
         jnp.stack([output.reshape(-1, rows, columns, output.shape[-1]) for output in line], axis=3)
@@ -121,6 +115,14 @@ def _outputs(pixels: _Grid, factors: _Grid, size: Sequence[int]) -> jax.Array:
     joined = jnp.stack(lines, axis=2)
     outputs = joined.reshape(-1, 2 * rows, 2 * columns, joined.shape[-1])
     return outputs[:, : size[0], : size[1]]
+
+
+def _multiply(left: _Grid, right: _Grid) -> list[list[jax.Array]]:
+    """The matrix product at each place."""
+    return [
+        [one @ other for one, other in zip(*rows, strict=True)]
+        for rows in zip(left, right, strict=True)
+    ]
 
 
 def _transform(matrix: np.ndarray, grid: _Grid) -> list[list[jax.Array]]:

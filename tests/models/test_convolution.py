@@ -27,6 +27,8 @@ from nfnets_jax.models.convolution import conv2d, in_loop
         # By Winograd's products: even and odd sides, groups, narrow to wide, an image at a time.
         (48, 32, 16, 3, 1, 1),
         (47, 64, 64, 3, 1, 2),
+        (47, 64, 16, 3, 1, 2),
+        (48, 16, 128, 3, 1, 1),
         (45, 48, 96, 3, 1, 6),
         (72, 32, 128, 3, 1, 1),
         # Large enough for the kernel's gradient to be products, with both images at once.
