@@ -20,7 +20,7 @@ from experiments.studies.contest import Contender, Effort, Results
 
 EFFORTS = {
     "smoke": Effort(0.2, (32,), (0.2,), seeds=1),
-    "cpu": Effort(2, (256, 2048), (0.2, 0.8), seeds=3, image_size=16),
+    "cpu": Effort(1, (64, 1024), (0.2, 0.8), seeds=3, image_size=16),
     "gpu": Effort(30, (256, 4096), (0.025, 0.05, 0.1, 0.2, 0.4, 0.8), seeds=3),
 }
 _SEEDS_OF_THRESHOLDS = 1
@@ -29,7 +29,6 @@ NORMALIZED, PLAIN, NFNET = "SE-ResNeXt-D, batch-normalized", "SE-ResNeXt-D", "NF
 _MODELS = {NORMALIZED: "seresnext26d_small", PLAIN: "nf_seresnext26d_small", NFNET: "nfnet_tiny"}
 _COLORS = {NORMALIZED: "C7", PLAIN: "C0", NFNET: "C1"}
 # Settings to replace, so that all have about as many multiply-adds.
-_HALF = {"width": (32, 64, 128, 256)}
 _TINY = {"width": (16, 32), "depth": (1, 1)}
 SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "smoke": {
@@ -38,13 +37,13 @@ SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         NFNET: {**_TINY, "strides": (1, 2), "group_size": 8},
     },
     "cpu": {
-        NORMALIZED: {**_HALF, "groups": 2},
-        PLAIN: {**_HALF, "stem": ((32, 1),)},
+        NORMALIZED: {"width": (16, 24, 48, 96), "groups": 1},
+        PLAIN: {"width": (16, 32, 64, 128), "stem": ((16, 1),), "group_size": 8},
         NFNET: {
-            "width": (32, 64, 144, 144),
+            "width": (16, 32, 72, 72),
             "depth": (1, 1, 2, 1),
-            "stem": ((16, 1), (16, 1)),
-            "group_size": 16,
+            "stem": ((8, 1), (8, 1)),
+            "group_size": 8,
         },
     },
     "gpu": {

@@ -8,11 +8,12 @@ from experiments.studies.efficiency import Point
 from nfnets_jax.models.counting import summarize
 
 
-def test_networks_of_a_size_have_about_as_many_multiply_adds() -> None:
+@pytest.mark.parametrize("budget", ["cpu", "gpu"])
+def test_networks_of_a_size_have_about_as_many_multiply_adds(budget: str) -> None:
     work: dict[str, list[int]] = {}
-    for name, contender in efficiency.contenders("cpu").items():
+    for name, contender in efficiency.contenders(budget).items():
         model = nfnets_jax.create_model(contender.model, 10, **contender.overrides)
-        work.setdefault(name[-1], []).append(summarize(model, 32).work.multiply_adds)
+        work.setdefault(name.split()[-1], []).append(summarize(model, 32).work.multiply_adds)
     assert [len(sizes) for sizes in work.values()] == [3, 3, 3]
     for sizes in work.values():
         assert max(sizes) < 1.25 * min(sizes)
