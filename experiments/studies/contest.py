@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -120,6 +121,8 @@ def compete(
         except Diverged as diverged:
             print(diverged, flush=True)
             return {"top1": float("nan"), "images_per_second": float("nan")}
+        finally:
+            jax.clear_caches()  # The programs of dozens of runs would fill the memory.
         speed = summary["train"]["images_per_second"]
         return {"top1": summary["test"]["top1"], "images_per_second": speed}
 

@@ -186,8 +186,10 @@ def _maximum_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -
     windows = x.reshape(examples, height // 2, 2, width // 2, 2, channels)
     maximum, gradient = maximum[:, :, None, :, None], gradient[:, :, None, :, None]
     largest = windows == maximum
-    share = gradient / jnp.sum(largest, axis=(2, 4), keepdims=True, dtype=x.dtype)
-    return (jnp.where(largest, share, 0).reshape(x.shape),)
+    # By additions: half the time of XLA's sum, which is not computed along with the rest.
+    rows = largest[:, :, :1].astype(x.dtype) + largest[:, :, 1:]
+    number = rows[..., :1, :] + rows[..., 1:, :]
+    return (jnp.where(largest, gradient / number, 0).reshape(x.shape),)
 
 
 _maximum.defvjp(_maximum_forward, _maximum_backward)
