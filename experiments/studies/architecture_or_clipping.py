@@ -20,7 +20,7 @@ from experiments.studies.contest import Contender, Effort, Results
 
 EFFORTS = {
     "smoke": Effort(0.2, (32,), (0.2,), seeds=1),
-    "cpu": Effort(1, (64, 1024), (0.2, 0.8), seeds=3, image_size=16),
+    "cpu": Effort(1, (64, 1024), (0.05, 0.2, 0.8), seeds=3, image_size=16),
     "gpu": Effort(30, (256, 4096), (0.025, 0.05, 0.1, 0.2, 0.4, 0.8), seeds=3),
 }
 _SEEDS_OF_THRESHOLDS = 1

@@ -17,7 +17,7 @@ from experiments.studies.contest import Contender, Effort
 
 EFFORTS = {
     "smoke": Effort(0.5, (32, 128), (0.2,), seeds=1),
-    "cpu": Effort(2, (64, 256, 1024, 4096), (0.2, 0.8), seeds=3, image_size=16),
+    "cpu": Effort(2, (64, 256, 1024, 4096), (0.05, 0.2, 0.8), seeds=3, image_size=16),
     "gpu": Effort(
         30, (64, 256, 1024, 2048, 4096, 8192), (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8), seeds=3
     ),
