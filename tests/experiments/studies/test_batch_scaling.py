@@ -20,6 +20,7 @@ def test_the_study_learns_at_each_batch_size_and_reports(tmp_path: Path) -> None
     assert len(rows) - len(tries) == points * effort.seeds
     report = (tmp_path / "report.md").read_text()
     assert all(f"| {name} |" in report for name in batch_scaling.contenders("smoke"))
+    assert "figure 2" in report
     assert (tmp_path / "accuracy.png").stat().st_size > 0
 
 
