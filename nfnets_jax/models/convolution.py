@@ -39,12 +39,9 @@ _PRODUCT_MIN_CHANNELS = 16
 # Windows that a kernel's gradient is summed from at a time. 128 images of 15 pixels, 64 channels to
 # 128, on two CPU threads: 107 GFLOP/s, with 1 MiB 68, all at once 39, natively 51.
 _CACHED_BYTES = 8 * 2**20
-# With less the products are too small, and more code to compile. NFNet-F0's step, 8 images of 192
-# pixels on two CPU threads, 7 pairs in one process, was 1.10 times as fast by these bounds as
-# without Winograd's products and compiled in 35 s after 20; from 256 tiles on it was 1.06 times as
-# fast, and compiled in 103 s. Two pairs of processes did not show it; steps of 125 images of 28
-# pixels through nf_convnet were 1.4 times as fast.
-_WINOGRAD_MIN_TILES = 1024
+# Fewer make products too small to gain by. NFNet-F0's step, 8 images of 192 pixels on one CPU
+# thread, pairs in one process: 1024 is 1.02 times as fast as 4096, and 256 1.01 times as 1024.
+_WINOGRAD_MIN_PIXELS = 1024
 _WINOGRAD_MIN_CHANNELS = 32
 # Groups narrower than the first are packed to the second. NF-RegNet-B0 on two CPU threads: to 32,
 # 64 and 128 channels its gradient compiled in 29, 25 and 9 s, and 43 groups of 8, 8 images of 12
@@ -196,7 +193,7 @@ def _split(x: jax.Array, kernel: jax.Array, stride: int, looped: bool) -> jax.Ar
     """A dense convolution a group, and gradients of kernels that are sums of matrix products."""
     groups = x.shape[-1] // kernel.shape[2]
     if _by_winograd(x, kernel, stride):
-        return _join(winograd.convolve, groups, looped, x, kernel)
+        return _map(winograd.convolve, groups, x, kernel)
     return _join(lambda x, kernel: _native(x, kernel, stride), groups, looped, x, kernel)
 
 
@@ -212,7 +209,7 @@ def _split_backward(
     x, kernel = saved
     groups = x.shape[-1] // kernel.shape[2]
     if _by_winograd(x, kernel, stride):
-        return _join(winograd.gradients, groups, looped, x, kernel, gradient)
+        return _map(winograd.gradients, groups, x, kernel, gradient)
     pixels = gradient.size // gradient.shape[-1]
     by_products = pixels >= _PRODUCT_MIN_PIXELS and kernel.shape[2] >= _PRODUCT_MIN_CHANNELS
 
@@ -243,7 +240,7 @@ def _by_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
         stride == 1
         and kernel.shape[:2] == (3, 3)
         and isinstance(x.shape[0], int)  # An exported program takes any number of images.
-        and winograd.tiles(x) >= _WINOGRAD_MIN_TILES
+        and math.prod(x.shape[:3]) >= _WINOGRAD_MIN_PIXELS
         and widest >= _WINOGRAD_MIN_CHANNELS
     )
 
@@ -262,6 +259,18 @@ def _join(
 
     found = [function(*(part(array, place) for array in arrays)) for place in places]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *found)
+
+
+def _map(function: Callable[..., _Arrays], groups: int, *arrays: jax.Array) -> _Arrays:
+    """What ``_join`` does, in a loop: as fast where a group is much work, and compiled once.
+
+    By it NFNet-F0's gradient compiled in 34 s, which took 40 s.
+    """
+    if groups == 1:
+        return function(*arrays)
+    each = tuple(jnp.moveaxis(_grouped(array, groups), -2, 0) for array in arrays)
+    found = lax.map(lambda some: function(*some), each)
+    return jax.tree.map(lambda one: jnp.moveaxis(one, 0, -2).reshape(*one.shape[1:-1], -1), found)
 
 
 def _kernel_gradient(

@@ -24,13 +24,14 @@ from nfnets_jax.models.convolution import conv2d, in_loop
         (5, 168, 168, 3, 2, 21),
         (4, 24, 48, 3, 1, 3),
         (9, 3, 8, 7, 2, 1),
-        # By Winograd's products: even and odd sides, groups, narrow to wide, an image at a time.
-        (48, 32, 16, 3, 1, 1),
-        (47, 64, 64, 3, 1, 2),
-        (47, 64, 16, 3, 1, 2),
-        (48, 16, 128, 3, 1, 1),
-        (45, 48, 96, 3, 1, 6),
-        (72, 32, 128, 3, 1, 1),
+        # By Winograd's products, tiles of 4: whole and cut off, groups, narrow to wide.
+        (27, 32, 16, 3, 1, 1),
+        (25, 64, 64, 3, 1, 2),
+        (26, 64, 16, 3, 1, 2),
+        (24, 16, 128, 3, 1, 1),
+        (23, 48, 96, 3, 1, 6),
+        # An image at a time.
+        (48, 32, 128, 3, 1, 1),
         # Large enough for the kernel's gradient to be products, with both images at once.
         (96, 32, 8, 3, 2, 1),
         (91, 32, 8, 3, 2, 1),
@@ -53,8 +54,27 @@ from nfnets_jax.models.convolution import conv2d, in_loop
 def test_equals_lax_in_value_and_gradient(
     size: int, channels: int, outputs: int, kernel: int, stride: int, groups: int, looped: bool
 ) -> None:
+    _compare(2, size, channels, outputs, kernel, stride, groups, looped)
+
+
+@pytest.mark.parametrize(("images", "size"), [(120, 3), (48, 5), (30, 6), (16, 9)])
+def test_small_images_equal_lax(images: int, size: int) -> None:
+    # By Winograd's products, tiles of 3.
+    _compare(images, size, channels=64, outputs=32, kernel=3, stride=1, groups=2, looped=False)
+
+
+def _compare(
+    images: int,
+    size: int,
+    channels: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    groups: int,
+    looped: bool,
+) -> None:
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((2, size, size, channels)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((images, size, size, channels)), jnp.float32)
     shape = (kernel, kernel, channels // groups, outputs)
     w = jnp.asarray(rng.standard_normal(shape) / np.sqrt(np.prod(shape[:3])), jnp.float32)
 
