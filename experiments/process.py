@@ -7,8 +7,12 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from nfnets_jax.errors import InputError
+
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+_DEVICES_FLAG = "--xla_force_host_platform_device_count"
 
 
 def keep_programs() -> None:
@@ -39,6 +43,29 @@ def keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # Never.
+
+
+def divide_cpus(devices: int) -> None:
+    """Makes several devices of the CPUs, each with a thread of its own, where JAX has no others.
+
+    Small networks learn faster so: what a thread works on stays in its cache, and threads wait for
+    each other once a step. To be called before JAX starts. Where the user's ``XLA_FLAGS`` say how
+    many there are, that holds.
+
+    Args:
+      devices: how many; 1 leaves all threads to one.
+
+    Raises:
+      InputError: there is no such number of devices.
+    """
+    if devices < 1:
+        raise InputError(f"cpu_devices is {devices}; it takes 1 or more")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if devices == 1 or has_accelerators() or _DEVICES_FLAG in flags:
+        return
+    os.environ["XLA_FLAGS"] = (
+        f"{flags} {_DEVICES_FLAG}={devices} --xla_cpu_multi_thread_eigen=false".strip()
+    )
 
 
 def has_accelerators() -> bool:

@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     process.keep_freed_memory()
     process.keep_programs()
     try:
+        process.divide_cpus(_CONFIG.value.cpu_devices)
         hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         summary = loop.train(_CONFIG.value, workdir, parse_steps(_PROFILE.value))
     except (InputError, WorkerError, FloatingPointError) as error:

@@ -14,6 +14,7 @@ from nfnets_jax.training import hosts, reporting
 _FREE_FIELDS = frozenset(
     {
         "num_devices",
+        "cpu_devices",
         "micro_batch_size",
         "log_every",
         "look_every",
