@@ -29,9 +29,18 @@ def test_the_front_is_what_nothing_cheaper_matches() -> None:
     assert efficiency.front(points, "seconds") == []
 
 
+def test_a_point_is_matched_by_what_costs_no_more_and_is_as_accurate() -> None:
+    point = Point("", "", {"seconds": 2}, 60)
+    assert efficiency.matched(point, [Point("", "", {"seconds": 2}, 60)], "seconds")
+    for seconds, top1 in ((3, 70), (1, 50)):
+        assert not efficiency.matched(point, [Point("", "", {"seconds": seconds}, top1)], "seconds")
+    assert not efficiency.matched(point, [Point("", "", {}, 99)], "seconds")
+
+
 @pytest.mark.slow
 def test_the_study_learns_with_each_and_reports(tmp_path: Path) -> None:
     efficiency.study(tmp_path, "smoke", None)
     report = (tmp_path / "report.md").read_text()
     assert all(f"| {name} |" in report for name in efficiency.contenders("smoke"))
+    assert "figure 1" in report
     assert (tmp_path / "efficiency.png").stat().st_size > 0
