@@ -126,7 +126,7 @@ def _of_small_batches(results: Results, effort: Effort) -> list[str]:
         f"That clipping costs accuracy at batch {smallest} is not in the paper (section 4.1), by "
         "which it changes little at small batches. Made sure of: with clipping and without, each "
         "network has the best learning rate that was tried, from grids that went on at their "
-        f"edges. Not answered by {effort.epochs:g} epochs: what a longer training makes up for."
+        f"edges. Not answered by {contest.epochs(effort)}: what a longer training makes up for."
     ]
 
 

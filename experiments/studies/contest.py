@@ -171,10 +171,15 @@ def beyond(tries: Sequence[grid.Row], point: grid.Settings) -> float | None:
     return float(f"{best * best / neighbour:.4g}")
 
 
+def epochs(effort: Effort) -> str:
+    """In words."""
+    return "one epoch" if effort.epochs == 1 else f"{effort.epochs:g} epochs"
+
+
 def explanation(effort: Effort, tries: int) -> str:
     """What a report says of how its figures came about."""
     return (
-        f"Each run learned for {effort.epochs:g} epochs. The learning rates were chosen by one run "
+        f"Each run learned for {epochs(effort)}. The learning rates were chosen by one run "
         f"each on images held out of the training ones, {tries} in all; a grid whose best was at "
         f"an edge went on there, up to {_MORE_LEARNING_RATES} times. {effort.seeds} seeds of the "
         "chosen follow, on all training images. What diverged counts as 0."

@@ -92,12 +92,17 @@ def contenders(budget: str) -> dict[str, Contender]:
 
 
 class Point(NamedTuple):
-    """A network by what it costs, of ``AXES`` as far as known, and its accuracy in percent."""
+    """A network by what it costs, of ``AXES`` as far as known, and its accuracy.
+
+    ``top1`` is in percent, the mean of its seeds; ``spread`` is from there to the lowest of them
+    and to the highest.
+    """
 
     family: str
     name: str
     costs: Mapping[str, float]
     top1: float
+    spread: tuple[float, float] = (0.0, 0.0)
 
 
 def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
@@ -111,10 +116,9 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
         _draw(points, imagenet).savefig(partial, format="png")
     body = "\n\n".join(
         [
-            f"{_verdict(points)} Of the published networks on ImageNet, {_verdict(imagenet)}"
-            if imagenet
-            else _verdict(points),
-            _of_step_time(points, effort.epochs),
+            f"Here {_verdict(points)}",
+            *([f"Of the published networks on ImageNet {_verdict(imagenet)}"] if imagenet else []),
+            _of_step_time(points, effort),
             contest.explanation(effort, len(results.tries)),
             "![Top-1 against multiply-adds, parameters and time](efficiency.png)",
             _table(points),
@@ -133,7 +137,9 @@ def _point(name: str, contender: Contender, results: Results, image_size: int) -
     if speeds:
         costs["seconds"] = 1000 / statistics.median(speeds)
     (top1,) = results.top1(name).values()
-    return Point(name.split()[0], name, costs, 100 * statistics.mean(top1))
+    mean = statistics.mean(top1)
+    spread = 100 * (mean - min(top1)), 100 * (max(top1) - mean)
+    return Point(name.split()[0], name, costs, 100 * mean, spread)
 
 
 def _counts(name: str, overrides: Mapping[str, Any], image_size: int) -> dict[str, float]:
@@ -172,7 +178,7 @@ def _verdict(points: Sequence[Point]) -> str:
     return f"nothing cheaper is as accurate as: {'; '.join(named)}."
 
 
-def _of_step_time(points: Sequence[Point], epochs: float) -> str:
+def _of_step_time(points: Sequence[Point], effort: Effort) -> str:
     """Whether NFNets are ahead by time, as the paper has it, and if not, what was made sure of."""
     nfnets, efficientnets = (
         [point for point in points if point.family == family]
@@ -189,8 +195,9 @@ def _of_step_time(points: Sequence[Point], epochs: float) -> str:
     return (
         f"{found}: the paper's figure 1, where NFNets are ahead, is not confirmed. Made sure of: "
         "networks of a size have about as many multiply-adds, and all learn the same images in as "
-        "many steps, each at the best learning rate that was tried. Not answered: what larger "
-        f"ones come to in more than {epochs:g} epochs, and on an accelerator."
+        "many steps, each at the best learning rate that was tried; NFNets clip their gradients, "
+        "as published, the others do not. Not answered: what larger ones come to in a training "
+        f"longer than {contest.epochs(effort)}, and on an accelerator."
     )
 
 
@@ -206,7 +213,8 @@ def matched(point: Point, others: Sequence[Point], axis: str) -> bool:
 
 
 def _table(points: Sequence[Point]) -> str:
-    header = ("network", "million multiply-adds", "million parameters", "seconds", "test top-1")
+    costs = ("million multiply-adds", "million parameters", "seconds")
+    header = ("network", *costs, "test top-1", "lowest", "highest")
     return grid.markdown_table(
         header,
         [
@@ -216,6 +224,8 @@ def _table(points: Sequence[Point]) -> str:
                 point.costs["parameters"] / 1e6,
                 point.costs.get("seconds"),
                 f"{point.top1:.1f}%",
+                f"{point.top1 - point.spread[0]:.1f}%",
+                f"{point.top1 + point.spread[1]:.1f}%",
             )
             for point in points
         ],
@@ -223,14 +233,16 @@ def _table(points: Sequence[Point]) -> str:
 
 
 def _draw(points: Sequence[Point], imagenet: Sequence[Point]) -> Figure:
-    rows = [points, imagenet] if imagenet else [points]
+    rows = {"learned here; mean and extremes": points}
+    if imagenet:
+        rows["published, ImageNet"] = imagenet
     figure = Figure(figsize=(11, 3.6 * len(rows)), dpi=110, layout="constrained")
     panels = figure.subplots(len(rows), len(AXES), squeeze=False, sharey="row")
-    for line, shown in zip(panels, rows, strict=True):
+    for line, (source, shown) in zip(panels, rows.items(), strict=True):
         for panel, (axis, title) in zip(line, AXES.items(), strict=True):
             _plot(panel, shown, axis)
             panel.set(xscale="log", xlabel=title)
-        line[0].set(ylabel="top-1, %")
+        line[0].set(ylabel="top-1, %", title=source)
         line[0].legend()
     return figure
 
@@ -238,8 +250,11 @@ def _draw(points: Sequence[Point], imagenet: Sequence[Point]) -> Figure:
 def _plot(panel: Axes, points: Sequence[Point], axis: str) -> None:
     for family, color in _COLORS.items():
         known = [point for point in points if point.family == family and axis in point.costs]
-        costs = [point.costs[axis] for point in known]
-        panel.plot(costs, [point.top1 for point in known], "o-", color=color, label=family)
+        if not known:
+            continue
+        costs, top1 = [point.costs[axis] for point in known], [point.top1 for point in known]
+        spread = list(zip(*(point.spread for point in known), strict=True))
+        panel.errorbar(costs, top1, spread, fmt="o-", capsize=3, color=color, label=family)
     panel.grid(alpha=0.3)
 
 
