@@ -49,7 +49,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Computed in float32 at least, returned in the dtype of ``x``.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    transforms = _transforms(x)
+    transforms = _transforms(_size(x))
     factors = _factors(transforms, kernel.astype(dtype))
 
     def portion(x: jax.Array) -> tuple[jax.Array, tuple[()]]:
@@ -63,7 +63,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Those of ``convolve``, for ``x`` and ``kernel``, by that of its result."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    transforms = _transforms(x)
+    transforms = _transforms(_size(x))
     mirrored = jnp.flip(kernel.astype(dtype), (0, 1)).swapaxes(2, 3)
     factors = _factors(transforms, mirrored)
 
@@ -81,13 +81,13 @@ def gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax
     return of_x, of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _transforms(x: jax.Array) -> _Transforms:
-    """For the size of tiles that takes the fewest products."""
-    return _of_size(min(_POINTS, key=lambda size: _products(x, size)))
+def _size(x: jax.Array) -> int:
+    """Of the tiles that take the fewest products."""
+    return min(_POINTS, key=lambda size: _products(x, size))
 
 
 @functools.cache
-def _of_size(size: int) -> _Transforms:
+def _transforms(size: int) -> _Transforms:
     """By the algorithm of Cook and Toom: polynomials multiplied by their values at points."""
     points = np.array(_POINTS[size])
     others = [np.delete(points, place) for place in range(len(points))]
@@ -144,4 +144,4 @@ def _products(x: jax.Array, size: int) -> int:
 
 def _transformed_bytes(x: jax.Array, kernel: jax.Array) -> int:
     """Of an image's tiles, or of their products, whichever are wider."""
-    return min(_products(x, size) for size in _POINTS) * max(kernel.shape[2:]) * 4
+    return _products(x, _size(x)) * max(kernel.shape[2:]) * 4
