@@ -48,9 +48,9 @@ def keep_freed_memory() -> None:
 def divide_cpus(devices: int) -> None:
     """Makes several devices of the CPUs, each with a thread of its own, where JAX has no others.
 
-    Small networks learn faster so: what a thread works on stays in its cache, and threads wait for
-    each other once a step. To be called before JAX starts. Where the user's ``XLA_FLAGS`` say how
-    many there are, that holds.
+    What a thread works on can stay in its cache then, and threads wait for each other once a step;
+    each device updates all parameters. To be called before JAX starts. Where the user's
+    ``XLA_FLAGS`` say how many there are, that holds.
 
     Args:
       devices: how many; 1 leaves all threads to one.

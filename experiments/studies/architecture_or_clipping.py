@@ -9,6 +9,7 @@ normalization. They learn CIFAR-10 (the embedded digits, without ``--data_dir``)
 with learning rates chosen as ``contest`` says. Then the threshold of the clipping is varied.
 """
 
+import functools
 import itertools
 import statistics
 from collections.abc import Mapping
@@ -103,10 +104,7 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
 
 def _verdict(results: Results, batch_size: int) -> str:
     """What each of the two brings, with and without the other, in points of accuracy."""
-
-    def top1(network: str, threshold: float) -> float:
-        return _top1(results, network, threshold, batch_size)
-
+    top1 = functools.partial(_top1, results, batch_size)
     clipping = _of_clipping(results, batch_size)
     architecture = [top1(NFNET, threshold) - top1(PLAIN, threshold) for threshold in (0, 0.01)]
     return (
@@ -132,13 +130,11 @@ def _of_small_batches(results: Results, effort: Effort) -> list[str]:
 
 def _of_clipping(results: Results, batch_size: int) -> list[float]:
     """Points of accuracy that AGC brings to the SE-ResNeXt-D and to the NFNet."""
-    return [
-        _top1(results, network, 0.01, batch_size) - _top1(results, network, 0, batch_size)
-        for network in (PLAIN, NFNET)
-    ]
+    top1 = functools.partial(_top1, results, batch_size)
+    return [top1(network, 0.01) - top1(network, 0) for network in (PLAIN, NFNET)]
 
 
-def _top1(results: Results, network: str, threshold: float, batch_size: int) -> float:
+def _top1(results: Results, batch_size: int, network: str, threshold: float) -> float:
     return 100 * statistics.mean(results.top1(_name(network, threshold))[batch_size])
 
 

@@ -62,7 +62,7 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
     body = "\n\n".join(
         [
             "; ".join(_verdict(name, results.top1(name)) for name in networks) + ".",
-            _of_clipping(results),
+            _of_clipping(results, effort),
             contest.explanation(effort, len(results.tries)),
             "![Test top-1 against the batch size](accuracy.png)",
             contest.table(results, networks),
@@ -81,7 +81,7 @@ def _verdict(name: str, top1: Mapping[int, Sequence[float]]) -> str:
     )
 
 
-def _of_clipping(results: Results) -> str:
+def _of_clipping(results: Results, effort: Effort) -> str:
     """Whether it is as the paper has it, and if not, what was made sure of."""
     free, clipped = results.top1("normalizer-free"), results.top1("normalizer-free, AGC")
     largest = max(free)
@@ -92,8 +92,8 @@ def _of_clipping(results: Results) -> str:
         "The paper's figure 2, where AGC holds up to larger batches, is not confirmed: at "
         f"{largest} it changes top-1 by {gain:+.1f} points. Made sure of: at each batch size all "
         "learn the same images in as many steps, each at the best learning rate that was tried. "
-        f"Not answered by {results.common['epochs']:g} epochs: what the largest batches come to in "
-        "a training as long as the paper's."
+        f"Not answered by {contest.epochs(effort)}: what the largest batches come to in a training "
+        "as long as the paper's."
     )
 
 
