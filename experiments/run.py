@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     process.keep_freed_memory()
     process.keep_programs()
     try:
-        process.divide_cpus(_CONFIG.value.cpu_devices)
+        process.divide_cpus(_CONFIG.value.cpu_devices, _CONFIG.value.batch_size)
         hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         summary = loop.train(_CONFIG.value, workdir, parse_steps(_PROFILE.value))
     except (InputError, WorkerError, FloatingPointError) as error:

@@ -43,12 +43,15 @@ def pages(how: str, **environment: str) -> int:
 @pytest.mark.skipif(process.has_accelerators(), reason="with accelerators nothing is divided")
 @pytest.mark.parametrize(
     ("flags", "devices", "expected"),
-    [("", 3, 3), ("", 1, 1), ("--xla_force_host_platform_device_count=2", 3, 2)],
+    [("", 3, 3), ("", 1, 1), ("", 0, 2), ("--xla_force_host_platform_device_count=2", 3, 2)],
 )
 def test_cpus_are_divided_unless_the_user_has_done_so(
     flags: str, devices: int, expected: int
 ) -> None:
-    program = f"from experiments import process; process.divide_cpus({devices}); import jax"
+    program = (
+        "import os; os.cpu_count = lambda: 3; from experiments import process; "
+        f"process.divide_cpus({devices}, batch_size=4); import jax"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"{program}; print(jax.device_count())"],
         cwd=Path(__file__).resolve().parents[2],
@@ -60,9 +63,9 @@ def test_cpus_are_divided_unless_the_user_has_done_so(
     assert int(done.stdout) == expected
 
 
-def test_there_is_one_device_at_least() -> None:
-    with pytest.raises(InputError, match="cpu_devices is 0; it takes 1 or more"):
-        process.divide_cpus(0)
+def test_devices_are_counted_from_zero() -> None:
+    with pytest.raises(InputError, match="cpu_devices is -1; it takes 1 or more, or 0 for one a"):
+        process.divide_cpus(-1, batch_size=4)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
