@@ -6,7 +6,7 @@ from experiments.configs import nfnet_cifar10
 
 
 def get_config() -> ConfigDict:
-    """``nfnet_cifar10``, longer and in bfloat16, on whole images. It has not yet run on a GPU."""
+    """``nfnet_cifar10``, longer, in bfloat16, at 32 pixels throughout. Not yet run on a GPU."""
     config = nfnet_cifar10.get_config()
     config.data.early_fraction = 0.0
     config.num_steps = 16 * 50_000 // config.batch_size

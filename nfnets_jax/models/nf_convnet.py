@@ -38,7 +38,7 @@ class NFConvNetConfig:
     """
 
     width: tuple[int, ...] = (64, 256, 256)
-    train_size: int = 28
+    train_size: int = 32
     test_size: int = 32
     activation: str = "gelu"
     dropout_rate: float = 0.0
