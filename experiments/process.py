@@ -7,12 +7,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from nfnets_jax.errors import InputError
-
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-
-_DEVICES_FLAG = "--xla_force_host_platform_device_count"
 
 
 def keep_programs() -> None:
@@ -43,34 +39,6 @@ def keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # Never.
-
-
-def divide_cpus(devices: int, batch_size: int) -> None:
-    """Makes several devices of the CPUs, each with a thread of its own, where JAX has no others.
-
-    What a thread works on can stay in its cache then, and threads wait for each other once a step;
-    each device updates all parameters. To be called before JAX starts. Where the user's
-    ``XLA_FLAGS`` say how many there are, that holds.
-
-    Args:
-      devices: how many; 1 leaves all threads to one, 0 is one a core, or fewer, so that they share
-        a batch evenly.
-      batch_size: of all devices.
-
-    Raises:
-      InputError: there is no such number of devices.
-    """
-    if devices < 0:
-        raise InputError(f"cpu_devices is {devices}; it takes 1 or more, or 0 for one a core")
-    if not devices:
-        cores = os.cpu_count() or 1
-        devices = max(count for count in range(1, cores + 1) if batch_size % count == 0)
-    flags = os.environ.get("XLA_FLAGS", "")
-    if devices == 1 or has_accelerators() or _DEVICES_FLAG in flags:
-        return
-    os.environ["XLA_FLAGS"] = (
-        f"{flags} {_DEVICES_FLAG}={devices} --xla_cpu_multi_thread_eigen=false".strip()
-    )
 
 
 def has_accelerators() -> bool:

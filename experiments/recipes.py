@@ -58,7 +58,7 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
             "micro_batch_size": 0,  # images a device works on at once; 0: as many as fit
             "num_steps": 1000,
             "num_devices": 0,  # of this host; 0 takes all
-            "cpu_devices": 1,  # to divide CPUs into, where there is nothing else; 0: one a core
+            "cpu_processes": 1,  # of a core each, where there is nothing else; 0: one a core
             "seed": 0,
             "precision": "float32",  # or bfloat16
             "label_smoothing": 0.1,

@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import process
+from experiments import helpers, process
 from nfnets_jax.errors import InputError, WorkerError, nearest
 
 _CONFIGS = Path(__file__).parent / "configs"
@@ -48,13 +48,17 @@ def main(argv: Sequence[str]) -> None:
     process.keep_freed_memory()
     process.keep_programs()
     try:
-        process.divide_cpus(_CONFIG.value.cpu_devices, _CONFIG.value.batch_size)
-        hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        membership = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        if membership == (None, None, None) and not hosts.in_cluster():
+            together = helpers.start(_CONFIG.value.cpu_processes, _CONFIG.value.batch_size)
+            membership = together or membership
+        hosts.connect(*membership)
         summary = loop.train(_CONFIG.value, workdir, parse_steps(_PROFILE.value))
     except (InputError, WorkerError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(1 if helpers.is_helper() else f"error: {error}")
     except loop.Interrupted as interrupted:
-        print(f"{interrupted}; the same command goes on from there", file=sys.stderr)
+        if not helpers.is_helper():
+            print(f"{interrupted}; the same command goes on from there", file=sys.stderr)
         sys.exit(128 + interrupted.signal_number)
     if hosts.is_first():
         print(_closing_words(summary, workdir))

@@ -18,9 +18,9 @@ def get_config() -> ConfigDict:
     config.data.flip = True
     config.batch_size = 512
     config.num_steps = 700
-    config.cpu_devices = 0
+    config.cpu_processes = 0
     config.label_smoothing = 0.2
-    config.ema_decay = 0.9
+    config.ema_decay = 0.0
     config.optimizer.update(
         {
             "name": "muon",

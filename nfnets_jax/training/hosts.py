@@ -42,7 +42,7 @@ def connect(
     absent = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(absent) < len(given):
         raise InputError(f"several hosts need {' and '.join(absent)} too, or none of the three")
-    if absent and not any(name in os.environ for name in _CLUSTERS):
+    if absent and not in_cluster():
         return
     try:
         jax.distributed.initialize(**given, heartbeat_timeout_seconds=_SILENCE_SECONDS)  # type: ignore[arg-type]
@@ -51,6 +51,11 @@ def connect(
         raise InputError(f"the hosts do not find each other: {reason}") from error
     # JAX says which host died and aborts; where each thread then stood is of no interest.
     faulthandler.disable()
+
+
+def in_cluster() -> bool:
+    """Whether JAX knows other hosts from its surroundings."""
+    return any(name in os.environ for name in _CLUSTERS)
 
 
 def is_first() -> bool:

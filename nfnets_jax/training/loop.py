@@ -275,9 +275,14 @@ def _evaluate(
     report: reporting.Reporter,
     account: Unreadable,
 ) -> dict[str, float]:
-    """Metrics over all test images, of the parameters and of their moving average."""
+    """Metrics over all test images, of the parameters and of their moving average.
+
+    An average that keeps nothing is the parameters, and is not looked at.
+    """
     assert plan.test_batches is not None
-    candidates = {"": state.params, "ema_": state.ema_params}
+    candidates = {"": state.params}
+    if plan.config.ema_decay:
+        candidates["ema_"] = state.ema_params
     totals: dict[str, float] = {}
     with contextlib.closing(_read(plan, plan.test_batches, report)) as batches:
         for unreadable, batch in batches:
@@ -287,6 +292,8 @@ def _evaluate(
                 for name, value in sums.items():
                     totals[prefix + name] = totals.get(prefix + name, 0.0) + float(value)
     examples = totals.pop("examples")
-    del totals["ema_examples"]
+    totals.pop("ema_examples", None)
     means = {name: total / examples for name, total in totals.items()}
+    if not plan.config.ema_decay:
+        means |= {f"ema_{name}": mean for name, mean in means.items()}
     return means | {"examples": examples, "unreadable": len(account.names)}

@@ -14,7 +14,7 @@ from nfnets_jax.training import hosts, reporting
 _FREE_FIELDS = frozenset(
     {
         "num_devices",
-        "cpu_devices",
+        "cpu_processes",
         "micro_batch_size",
         "log_every",
         "look_every",

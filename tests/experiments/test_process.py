@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from experiments import process
-from nfnets_jax.errors import InputError
 
 # What takes 64 MB and frees them, ten times in a thread; then the pages that the last time took.
 PROGRAM = """
@@ -38,34 +37,6 @@ def pages(how: str, **environment: str) -> int:
         check=True,
     )
     return int(done.stdout)
-
-
-@pytest.mark.skipif(process.has_accelerators(), reason="with accelerators nothing is divided")
-@pytest.mark.parametrize(
-    ("flags", "devices", "expected"),
-    [("", 3, 3), ("", 1, 1), ("", 0, 2), ("--xla_force_host_platform_device_count=2", 3, 2)],
-)
-def test_cpus_are_divided_unless_the_user_has_done_so(
-    flags: str, devices: int, expected: int
-) -> None:
-    program = (
-        "import os; os.cpu_count = lambda: 3; from experiments import process; "
-        f"process.divide_cpus({devices}, batch_size=4); import jax"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}; print(jax.device_count())"],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert int(done.stdout) == expected
-
-
-def test_devices_are_counted_from_zero() -> None:
-    with pytest.raises(InputError, match="cpu_devices is -1; it takes 1 or more, or 0 for one a"):
-        process.divide_cpus(-1, batch_size=4)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")

@@ -153,6 +153,17 @@ def test_early_images_are_small(tmp_path: Path, capsys: pytest.CaptureFixture[st
         loop.train(tiny(**{"data.early_fraction": 2.0}), tmp_path / "other")
 
 
+def test_without_an_average_its_figures_are_the_parameters_own(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    with_one = finished[1]["test"]
+    without = loop.train(tiny(ema_decay=0.0), tmp_path / "run")["test"]
+    assert without["loss"] == pytest.approx(with_one["loss"], rel=1e-6)
+    assert with_one["ema_loss"] != pytest.approx(with_one["loss"], rel=1e-6)
+    assert without["ema_loss"] == without["loss"]
+    assert set(without) == set(with_one)
+
+
 def test_nearest_batch_that_divides(tmp_path: Path) -> None:
     for batch_size, nearest in ((97, 96), (103, 104), (3, 8)):
         with pytest.raises(InputError, match=f"nearest that does is {nearest}$"):
