@@ -44,6 +44,7 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "crop": "pad",  # pad, cut or inception
                 "padding": 0,  # of crop pad: largest shift, pixels
                 "flip": False,
+                "flip_alternately": False,  # every other epoch, not by chance
                 "num_workers": 0,  # processes that read images; 0 reads in threads
                 "max_unreadable": 0.001,  # share of a split's images beyond which the run ends
             },

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.data.early_size = 24
     config.data.early_fraction = 0.75
     config.data.flip = True
+    config.data.flip_alternately = True
     config.batch_size = 512
     config.num_steps = 700
     config.cpu_processes = 0

@@ -64,6 +64,8 @@ class Augmentation:
         ``"cut"`` for a part of them.
       padding: largest shift of ``"pad"``, pixels.
       flip: mirror every other image, left to right.
+      alternate: mirror an image every other epoch, from one drawn on, instead of by chance: Jordan
+        2024, arXiv:2404.00498, section 3.6. For ``flip``.
       mixing: how two images become one.
       layers, magnitude: of RandAugment; no layers for none of it.
       mix_first: mix before RandAugment, as NFNets do, and not after it.
@@ -74,6 +76,7 @@ class Augmentation:
     crop: str = "inception"
     padding: int = 0
     flip: bool = False
+    alternate: bool = False
     mixing: Mixing = Mixing()  # noqa: RUF009, it is frozen
     layers: int = 0
     magnitude: float = 0.0
@@ -143,7 +146,7 @@ class TrainExamples:
         """
         rngs = _Generators(self.seed)
         images, labels, unreadable = self._read(places, rngs)
-        images = self._move(images, rngs.table(int(places[0]), len(places)))
+        images = self._move(images, places, rngs.table(int(places[0]), len(places)))
         if places[0] < self.augmentation.early_images:
             images = transforms.reduce(images, self.augmentation.early_size)
         if not self.augmentation.mix_first:
@@ -214,14 +217,18 @@ class TrainExamples:
             return transforms.random_cut(picture, size, rng)
         return resize(picture.pixels(), size, size)
 
-    def _move(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def _move(self, images: np.ndarray, places: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Images shifted and mirrored by random numbers ``[B, 4]``; the given ones may change."""
         padding = self.augmentation.padding
         if padding and self.augmentation.crop == "pad":
             offsets = np.floor(draws[:, :2] * (2 * padding + 1)).astype(int) - padding
             images = transforms.shift(images, offsets)
         if self.augmentation.flip:
-            transforms.mirror(images, draws[:, 2] < 0.5)
+            mirrored = draws[:, 2] < 0.5
+            if self.augmentation.alternate:
+                first = _first_mirrored(len(self.source), self.seed)[self._records(places)]
+                mirrored = first ^ (places // len(self.source) % 2 == 1)
+            transforms.mirror(images, mirrored)
         return images
 
     def _mix(
@@ -310,3 +317,10 @@ def _epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     """The records of an epoch, in its order."""
     bits = np.random.Philox(key=np.array([seed, 1], np.uint64), counter=[0, 0, epoch, 0])
     return np.random.Generator(bits).permutation(length)
+
+
+@functools.lru_cache(maxsize=4)
+def _first_mirrored(length: int, seed: int) -> np.ndarray:
+    """Which records are mirrored in the first epoch where epochs alternate, ``[length]`` bools."""
+    bits = np.random.Philox(key=np.array([seed, 2], np.uint64))
+    return np.random.Generator(bits).random(length) < 0.5

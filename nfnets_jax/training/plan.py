@@ -108,6 +108,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         crop=data.crop,
         padding=data.padding,
         flip=data.flip,
+        alternate=data.flip_alternately,
         mixing=Mixing(augment.mixup_alpha, augment.cutmix),
         layers=augment.randaugment_layers,
         magnitude=augment.randaugment_magnitude,

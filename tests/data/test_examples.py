@@ -110,6 +110,22 @@ def test_records_are_transformed_anew_every_epoch() -> None:
     assert np.any(first != second)
 
 
+def test_images_are_mirrored_in_every_other_epoch() -> None:
+    alternating = dataclasses.replace(PAD, padding=0, alternate=True)
+    source = numbered(40)
+    examples = TrainExamples(source, alternating, seed=0)
+    mirrored = np.empty((4, 40), bool)
+    for place in range(0, 160, 8):
+        batch = load(examples, place, 8)
+        for index, (image, label) in enumerate(zip(batch["image"], batch["label"], strict=True)):
+            as_it_is = np.array_equal(image, source.images[label])
+            assert as_it_is or np.array_equal(image, source.images[label][:, ::-1])
+            mirrored[(place + index) // 40, label] = not as_it_is
+    assert 10 < mirrored[0].sum() < 30
+    for epoch in range(1, 4):
+        assert (mirrored[epoch] != mirrored[epoch - 1]).all()
+
+
 def test_half_of_the_images_are_flipped_and_shifts_are_even() -> None:
     source = ArraySource(numbered(1).images, np.array([7]))
     images = load(TrainExamples(source, PAD, seed=0), 0, 2000)["image"]
