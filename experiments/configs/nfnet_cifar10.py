@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.optimizer.update(
         {
             "name": "muon",
-            "base_learning_rate": 0.025,
+            "base_learning_rate": 0.035,
             "warmup_fraction": 0.1,
             "weight_decay": 0.0,
             "clipping": 0.0,
