@@ -46,16 +46,16 @@ def start(processes: int, batch_size: int) -> Membership | None:
     if not processes:
         shares = range(1, len(cores) + 1)
         processes = max(count for count in shares if batch_size % count == 0)
-    flags = os.environ.get("XLA_FLAGS", "")
-    if processes == 1 or process.has_accelerators() or _DEVICES_FLAG in flags:
+    xla_flags = os.environ.get("XLA_FLAGS", "")
+    if processes == 1 or process.has_accelerators() or _DEVICES_FLAG in xla_flags:
         return None
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    first = Membership(f"127.0.0.1:{_free_port()}", processes, 0)
+    os.environ["XLA_FLAGS"] = f"{xla_flags} --xla_cpu_multi_thread_eigen=false".strip()
+    first = Membership(f"127.0.0.1:{free_port()}", processes, 0)
     for index in range(1, processes):
         membership = first._replace(process_id=index)
-        flags_of_it = [f"--{name}={value}" for name, value in membership._asdict().items()]
+        flags = [f"--{name}={value}" for name, value in membership._asdict().items()]
         helper = subprocess.Popen(
-            [sys.executable, *sys.orig_argv[1:], *flags_of_it],
+            [sys.executable, *sys.orig_argv[1:], *flags],
             env={**os.environ, _IS_HELPER: "1"},
         )
         _keep_to(helper.pid, cores[index % len(cores)])
@@ -79,7 +79,8 @@ def _keep_to(pid: int, core: int) -> None:
         os.sched_setaffinity(pid, {core})
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from experiments.helpers import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = """
@@ -23,12 +24,6 @@ def get_config():
     config.update({"eval_every": 6, "checkpoint_every": 4, "look_every": 0})
     return config
 """
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start(folder: Path, workdir: Path, processes: int, *flags: str) -> list[subprocess.Popen[str]]:
