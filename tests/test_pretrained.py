@@ -119,6 +119,16 @@ def test_another_number_of_classes_starts_a_new_classifier(
     assert (load(num_classes=3, seed=1)[LINEAR]["w"] != three[LINEAR]["w"]).all()
 
 
+@pytest.mark.parametrize("name", ["nf_convnet", "resnet26_small"])
+def test_other_families_come_back_too(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "parameters.safetensors"
+    model = nfnets_jax.create_model(name, 10)
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    params = jax.tree.map(np.asarray, params)
+    nfnets_jax.save_pretrained(file, params)
+    assert_equal(nfnets_jax.load_pretrained(name, file), params)
+
+
 def test_a_run_gives_its_average_or_its_last_parameters(tmp_path: Path, micro: Tree) -> None:
     saved = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
     for step in (9, 10):

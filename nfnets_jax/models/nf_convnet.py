@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nfnets_jax.errors import InputError
 from nfnets_jax.models import layers
 from nfnets_jax.models.convolution import conv2d
 from nfnets_jax.models.initialization import Normal
@@ -76,6 +77,9 @@ class NFConvNet(hk.Module):
         Returns:
           ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with ``features``
           also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
+
+        Raises:
+          InputError: the images have other channels.
         """
         config, outputs = self._config, {}
         activation = _centered_activation(config.activation)
@@ -160,7 +164,12 @@ def whiten(images: jax.Array) -> jax.Array:
 
     Each pixel's patch of 2x2 is seen along twelve directions, and along their opposites, so that
     an activation loses nothing.
+
+    Raises:
+      InputError: the images have other channels than red, green and blue.
     """
+    if images.shape[-1] != 3:
+        raise InputError(f"nf_convnet takes images of 3 channels; these have {images.shape[-1]}")
     deviations = np.hypot(np.reshape(_DEVIATIONS, (12,)), _LEAST_DEVIATION)
     kernel = np.moveaxis(_directions() / deviations[:, None, None, None], 0, -1)
     x = conv2d(images, jnp.asarray(kernel, images.dtype))

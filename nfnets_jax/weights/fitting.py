@@ -29,10 +29,12 @@ class Fit:
     def __init__(self, name: str, overrides: Mapping[str, Any]):
         self._name, self._overrides = name, overrides
         self.config = create_model(name, **overrides).config
-        self._least = self.shapes(1, 1)
-        more_classes, more_channels = self.shapes(2, 1), self.shapes(1, 2)
-        self._classifier = _differing(self._least, more_classes)
-        self._first = _differing(self._least, more_channels)
+        self._least = self.shapes(1, 3)
+        self._classifier = _differing(self._least, self.shapes(2, 3))
+        try:
+            self._first = _differing(self._least, self.shapes(1, 4))
+        except InputError:  # It takes colours only.
+            self._first = []
 
     def shapes(self, num_classes: int, channels: int) -> Shapes:
         """``{module: {parameter: shape}}`` for so many classes and images of so many channels."""

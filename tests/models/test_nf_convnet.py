@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 import nfnets_jax
 from nfnets_jax.data.sources import ArraySource, open_dataset
+from nfnets_jax.errors import InputError
 from nfnets_jax.models import nf_convnet
 from nfnets_jax.training import objective
 
@@ -70,6 +71,12 @@ def test_stem_whitens_pictures(pictures: jax.Array) -> None:
     patches = sliding_window_view(pictures, (2, 2), axis=(1, 2)).reshape(-1, 3, 2, 2)
     before = np.cov(patches.reshape(-1, 12).T)
     assert np.linalg.cond(before) > 10_000
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_other_images_are_refused(channels: int) -> None:
+    with pytest.raises(InputError, match=f"takes images of 3 channels; these have {channels}"):
+        nf_convnet.whiten(jnp.zeros((1, 8, 8, channels)))
 
 
 def test_equals_a_plain_network(pictures: jax.Array) -> None:
