@@ -9,6 +9,7 @@ import optax
 
 from nfnets_jax import optax_agc
 from nfnets_jax.errors import InputError
+from nfnets_jax.training.muon import scale_by_muon
 from nfnets_jax.training.transfer import scale_by_layer
 
 # Of RMSProp, as EfficientNets were trained (Tan and Le 2021, arXiv:2104.00298, section 5.1), and
@@ -16,8 +17,6 @@ from nfnets_jax.training.transfer import scale_by_layer
 _RMS_DECAY, _RMS_EPS = 0.9, 1e-3
 # What Muon does not move has this share of its learning rate, by Adam with this decay of squares.
 _ADAM_SHARE, _ADAM_DECAY = 0.2, 0.99
-# Newton-Schulz steps towards an orthogonal update: fewer than optax's five, to be cheaper.
-_MUON_STEPS = 3
 _SCHEDULES = ("cosine", "exponential")
 
 
@@ -110,18 +109,19 @@ def _muon(
         raise InputError(
             f"optimizer.weight_decay is {settings.weight_decay}; muon keeps norms and takes 0"
         )
-    kernel = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    muon = optax.chain(
+        scale_by_muon(settings.momentum, settings.nesterov),
+        optax.scale_by_learning_rate(rate),
+    )
+    adam = optax.adam(
+        lambda step: _ADAM_SHARE * rate(step), b2=_ADAM_DECAY, nesterov=settings.nesterov
+    )
     return optax.chain(
         _clip(settings),
-        optax.contrib.muon(
-            rate,
-            ns_steps=_MUON_STEPS,
-            beta=settings.momentum,
-            nesterov=settings.nesterov,
-            adam_b2=_ADAM_DECAY,
-            adam_learning_rate=lambda step: _ADAM_SHARE * rate(step),
-            muon_weight_dimension_numbers=lambda params: jax.tree.map(
-                lambda param: kernel if param.ndim == 4 else None, params
+        optax.partition(
+            {"kernel": muon, "other": adam},
+            lambda params: jax.tree.map(
+                lambda param: "kernel" if param.ndim == 4 else "other", params
             ),
         ),
         optax.stateless(_keep_norms),
