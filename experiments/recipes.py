@@ -61,7 +61,7 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
             "num_devices": 0,  # of this host; 0 takes all
             "cpu_processes": 1,  # of a core each, where there is nothing else; 0: one a core
             "seed": 0,
-            "precision": "float32",  # or bfloat16
+            "precision": "float32",  # or bfloat16, bfloat16_products
             "label_smoothing": 0.1,
             "ema_decay": 0.99999,
             "optimizer": {

@@ -109,7 +109,7 @@ def fold(model: Model, params: Mapping[str, Mapping[str, Any]]) -> Frozen:
         network = hk.transform(
             lambda: NFNetwork(config, model.num_classes, first["w"].shape[2]).weights(jnp.float32)
         )
-        return folding.fold(network.apply(params, None), config, PRECISIONS[model.precision])
+        return folding.fold(network.apply(params, None), config, PRECISIONS[model.precision].dtype)
 
     forward = functools.partial(nf_network, config=config, features=model.features, folded=True)
     return Frozen(folded(params), forward)

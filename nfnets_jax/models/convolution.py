@@ -21,11 +21,13 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from nfnets_jax.models import winograd
 from nfnets_jax.models.depthwise import depthwise_conv2d
@@ -54,6 +56,7 @@ _T = TypeVar("_T")
 _Arrays = TypeVar("_Arrays")
 _in_loop = contextvars.ContextVar("in_loop", default=False)
 _plain = contextvars.ContextVar("plain", default=False)
+_rounding = contextvars.ContextVar[DTypeLike | None]("rounding", default=None)
 _backend = contextvars.ContextVar("backend", default="")
 
 
@@ -85,6 +88,26 @@ def plain() -> Iterator[None]:
     """
     with _set(_plain, True):
         yield
+
+
+@contextlib.contextmanager
+def rounded(dtype: DTypeLike | None) -> Iterator[None]:
+    """What is traced inside may round what it multiplies to this dtype, where that is faster.
+
+    Values are kept, and products summed, in the dtypes that they have. It is done in 3x3
+    convolutions of stride 1, on CPUs that multiply bfloat16.
+    """
+    with _set(_rounding, dtype):
+        yield
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    try:
+        told = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:  # Not on Linux.
+        return False
+    return "avx512_bf16" in told
 
 
 @contextlib.contextmanager
@@ -125,8 +148,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     if groups == x.shape[-1] == kernel.shape[-1] > 1:
         return depthwise_conv2d(x, kernel, stride)
     looped = _in_loop.get()
+    rounding = _rounding.get() if _cpu_multiplies_bfloat16() else None
     if groups == 1 or kernel.shape[2] >= _NARROW_CHANNELS:
-        return _split(x, kernel, stride, looped)
+        return _split(x, kernel, stride, looped, rounding)
     pack = min(groups, _PACKED_CHANNELS // kernel.shape[2])
     # What is left over is a pack of its own: zeros to fill one up would copy all of x.
     rest = groups % pack
@@ -137,6 +161,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
             _block_diagonal(_grouped(kernel, groups)[..., part, :], size),
             stride,
             looped,
+            rounding,
         )
         for part, size in parts
         if size
@@ -188,28 +213,35 @@ def _native(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> ja
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _split(x: jax.Array, kernel: jax.Array, stride: int, looped: bool) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _split(
+    x: jax.Array, kernel: jax.Array, stride: int, looped: bool, rounding: DTypeLike | None
+) -> jax.Array:
     """A dense convolution a group, and gradients of kernels that are sums of matrix products."""
     groups = x.shape[-1] // kernel.shape[2]
     if _by_winograd(x, kernel, stride):
-        return _map(winograd.convolve, groups, x, kernel)
+        return _map(functools.partial(winograd.convolve, rounding=rounding), groups, x, kernel)
     return _join(lambda x, kernel: _native(x, kernel, stride), groups, looped, x, kernel)
 
 
 def _split_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, looped: bool
+    x: jax.Array, kernel: jax.Array, stride: int, looped: bool, rounding: DTypeLike | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _split(x, kernel, stride, looped), (x, kernel)
+    return _split(x, kernel, stride, looped, rounding), (x, kernel)
 
 
 def _split_backward(
-    stride: int, looped: bool, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+    stride: int,
+    looped: bool,
+    rounding: DTypeLike | None,
+    saved: tuple[jax.Array, jax.Array],
+    gradient: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     groups = x.shape[-1] // kernel.shape[2]
     if _by_winograd(x, kernel, stride):
-        return _map(winograd.gradients, groups, x, kernel, gradient)
+        both = functools.partial(winograd.gradients, rounding=rounding)
+        return _map(both, groups, x, kernel, gradient)
     pixels = gradient.size // gradient.shape[-1]
     by_products = pixels >= _PRODUCT_MIN_PIXELS and kernel.shape[2] >= _PRODUCT_MIN_CHANNELS
 

@@ -12,10 +12,23 @@ import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.models import efficientnet, nf_convnet, nf_regnet, nf_resnet, nfnet, resnet
+from nfnets_jax.models.convolution import rounded
 from nfnets_jax.models.initialization import initialize
 from nfnets_jax.models.nf_network import NFNetwork, NFNetworkConfig, nf_network
 
-PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+class Precision(NamedTuple):
+    """What is computed in ``dtype``, of what may be multiplied rounded to ``rounding``."""
+
+    dtype: Any
+    rounding: Any = None
+
+
+PRECISIONS = {
+    "float32": Precision(jnp.float32),
+    "bfloat16": Precision(jnp.bfloat16),
+    "bfloat16_products": Precision(jnp.float32, jnp.bfloat16),
+}
 
 _ModuleConfig = resnet.ResNetConfig | efficientnet.EfficientNetConfig | nf_convnet.NFConvNetConfig
 _Config = NFNetworkConfig | _ModuleConfig
@@ -137,7 +150,8 @@ class Model:
     ) -> tuple[dict[str, jax.Array], hk.MutableState]:
         """``apply``, but of the weights that ``prepare`` gives."""
         keys = None if rng is None or not is_training else _example_keys(rng, len(images))
-        return self._network.forward(weights, state, keys, images, is_training)
+        with rounded(PRECISIONS[self.precision].rounding):
+            return self._network.forward(weights, state, keys, images, is_training)
 
 
 def create_model(
@@ -155,7 +169,9 @@ def create_model(
       num_classes: length of the logits.
       features: whether the outputs also hold those of the stages, ``"stage_1"`` ...
       precision: ``"float32"`` or ``"bfloat16"``, what is computed in. Parameters, weight
-        standardization, pooling and logits are float32 in either.
+        standardization, pooling and logits are float32 in either. ``"bfloat16_products"`` is
+        float32, but what is multiplied may be rounded to bfloat16 where that is faster, as in 3x3
+        convolutions on CPUs that have instructions for it.
       **overrides: fields of the variant's settings to replace, such as ``dropout_rate=0.0``.
 
     Raises:
@@ -180,7 +196,7 @@ def create_model(
         if override not in fields:
             raise InputError(f"{name} has no setting {override!r}; {nearest(override, fields)}")
     config = dataclasses.replace(config, **overrides)
-    settings = (num_classes, PRECISIONS[precision], features)
+    settings = (num_classes, PRECISIONS[precision].dtype, features)
     if isinstance(config, NFNetworkConfig):
         network = _normalizer_free(config, *settings)
     else:

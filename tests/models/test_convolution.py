@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from nfnets_jax.models.convolution import conv2d, in_loop
+from nfnets_jax.models import convolution
+from nfnets_jax.models.convolution import conv2d, in_loop, rounded
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,26 @@ def _compare(
         (actual, *pull_actual(cotangent)), (expected, *pull_expected(cotangent)), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("size", [6, 8])
+def test_rounded_products_are_wrong_by_a_few_percent(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((32, size, size, 64)), jnp.float32)
+    w = jnp.asarray(rng.standard_normal((3, 3, 64, 48)) / 24, jnp.float32)
+    cotangent = jnp.asarray(rng.standard_normal((32, size, size, 48)), jnp.float32)
+
+    def results(able: bool) -> list[np.ndarray]:
+        monkeypatch.setattr(convolution, "_cpu_multiplies_bfloat16", lambda: able)
+        with rounded(jnp.bfloat16):
+            value, pull = jax.vjp(conv2d, x, w)
+        return [np.asarray(array) for array in (value, *pull(cotangent))]
+
+    for wrong, right, least in zip(results(True), results(False), (1e-3, 1e-3, 0), strict=True):
+        error = np.std(wrong - right) / np.std(right)
+        assert least <= error < 0.03
 
 
 def test_channels_must_fit() -> None:
