@@ -3,9 +3,10 @@
 Its shape is that of Jordan 2024, arXiv:2404.00498, section 3: fixed filters that whiten patches,
 then groups of two 3x3 convolutions, the first with a maximum over 2x2 pixels. In place of batch
 normalization there are activations of mean 0 and variance 1 (NF-ResNets, Brock et al. 2021a,
-arXiv:2101.08692, section 4, have the variance), and kernels scaled for what they come to learn, not
-for how they start. Weights are not standardized: after two epochs of CIFAR-10 that costs one or two
-points of accuracy.
+arXiv:2101.08692, section 4, have the variance), kernels scaled for what they come to learn, not for
+how they start, and the gradients of batch normalization without its statistics: what an image gives
+does not depend on the others. Weights are not standardized: after two epochs of CIFAR-10 that costs
+one or two points of accuracy.
 """
 
 import dataclasses
@@ -93,7 +94,7 @@ class NFConvNet(hk.Module):
             x = whiten(jnp.concatenate([view for view, _ in views]))
         for number, width in enumerate(config.width, start=1):
             with jax.named_scope(f"stage_{number}"):
-                x = max_pool(_Conv2D(width, f"stage{number}_conv0")(activation(x)))
+                x = _Conv2D(width, f"stage{number}_conv0", pool=True)(activation(x))
                 branch = _Conv2D(width, f"stage{number}_conv1")(activation(x))
                 x = (x + branch) * np.sqrt(0.5).astype(x.dtype)
             if features:
@@ -135,24 +136,50 @@ def _centered_activation(name: str) -> layers.Activation:
 # Of the outputs of a kernel of norm 1 that has learned, for inputs of variance 1: pixels nearby and
 # channels are alike, and kernels come to see what they have in common.
 _LEARNED_DEVIATION = 2.0
+_VARIANCE_EPS = 1e-5
 
 
 class _Conv2D(hk.Module):
     """Parameters: ``w`` ``[3, 3, I, O]``, of norms of about 1 an output, ``b`` ``[O]``, zero."""
 
-    def __init__(self, width: int, name: str):
+    def __init__(self, width: int, name: str, pool: bool = False):
         super().__init__(name)
-        self._width = width
+        self._width, self._pool = width, pool
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[N, H, W, I]`` to ``[N, H, W, width]``."""
+        """``[N, H, W, I]`` to ``[N, H, W, width]``, or to half the height and width by ``pool``."""
         shape = (3, 3, x.shape[-1], self._width)
         initial = Normal(math.prod(shape[:-1]) ** -0.5)
-        weights = layers.Affine(
-            kernel=hk.get_parameter("w", shape, init=initial) / _LEARNED_DEVIATION,
-            bias=hk.get_parameter("b", shape[-1:], init=jnp.zeros),
-        )
-        return layers.convolve(weights.weights(x.dtype), x)
+        kernel = hk.get_parameter("w", shape, init=initial) / _LEARNED_DEVIATION
+        bias = hk.get_parameter("b", shape[-1:], init=jnp.zeros)
+        x = conv2d(x, kernel.astype(x.dtype))
+        return free_gradient(max_pool(x) if self._pool else x) + bias.astype(x.dtype)
+
+
+@jax.custom_vjp
+def free_gradient(x: jax.Array) -> jax.Array:
+    """``x`` itself, ``[N, H, W, C]``; its gradient is free of what a mean and a scale would take.
+
+    Of each channel's gradient ``g`` over images and pixels it is ``g - mean(g) - z mean(g z)``,
+    ``z`` the channel at mean 0 and variance 1: what batch normalization gives back, but for its
+    scale (Ioffe and Szegedy 2015, arXiv:1502.03167, section 3). The images are those of a device's
+    part of the batch.
+    """
+    return x
+
+
+def _free_gradient_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    seen, given = (
+        array.reshape(-1, array.shape[-1]).astype(jnp.float32) for array in (x, gradient)
+    )
+    centered = seen - jnp.mean(seen, axis=0)
+    variance = jnp.mean(jnp.square(centered), axis=0) + _VARIANCE_EPS
+    share = jnp.mean(given * centered, axis=0) / variance
+    free = given - jnp.mean(given, axis=0) - centered * share
+    return (free.reshape(x.shape).astype(x.dtype),)
+
+
+free_gradient.defvjp(lambda x: (x, x), _free_gradient_backward)
 
 
 # Standard deviations of CIFAR-10's training images, normalized, along the directions of

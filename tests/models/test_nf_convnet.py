@@ -38,6 +38,21 @@ def test_equal_pixels_share_the_gradient_of_their_maximum() -> None:
     np.testing.assert_allclose(gradient.reshape(2, 2), np.array([[1, 1], [0, 1]]) / 3, rtol=1e-6)
 
 
+def test_gradients_are_batch_normalizations_but_for_their_scale() -> None:
+    rng = np.random.default_rng(0)
+    shape, deviations = (4, 5, 6, 3), np.array([0.5, 2.0, 1.0])
+    x = jnp.asarray(1 + deviations * rng.standard_normal(shape), jnp.float32)
+    cotangent = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    def normalized(x: jax.Array) -> jax.Array:
+        return (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5)
+
+    value, pull = jax.vjp(nf_convnet.free_gradient, x)
+    np.testing.assert_array_equal(value, x)
+    expected = jax.vjp(normalized, x)[1](cotangent)[0] * x.std((0, 1, 2))
+    np.testing.assert_allclose(pull(cotangent)[0], expected, rtol=1e-3, atol=1e-5)
+
+
 def test_gradients_are_finite_where_xla_computes_activations_anew() -> None:
     # With this size and compilation the gradient of jnp.max in the head is nan.
     images = jax.random.normal(jax.random.key(0), (64, 24, 24, 3))
