@@ -66,7 +66,7 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
             "ema_decay": 0.99999,
             "optimizer": {
                 "name": "sgd",  # or rmsprop, muon
-                "schedule": "cosine",  # or exponential
+                "schedule": "cosine",  # or linear, exponential
                 "decay_rate": 0.97,  # of schedule exponential: the factor, and after what share
                 "decay_fraction": 0.01,  # of num_steps it comes each time
                 "base_learning_rate": 0.1,  # for a batch of 256, scaled with the batch

@@ -17,15 +17,16 @@ from nfnets_jax.training.transfer import scale_by_layer
 _RMS_DECAY, _RMS_EPS = 0.9, 1e-3
 # What Muon does not move has this share of its learning rate, by Adam with this decay of squares.
 _ADAM_SHARE, _ADAM_DECAY = 0.2, 0.99
-_SCHEDULES = ("cosine", "exponential")
+_SCHEDULES = ("cosine", "linear", "exponential")
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Linear warm-up to ``base_learning_rate * batch_size / 256``, then a decay.
 
     The linear scaling is of Goyal et al. 2017, arXiv:1706.02677. ``optimizer.warmup_fraction`` is
-    the warm-up's share of ``num_steps``. The decay is a cosine to zero (NFNets, section 6.1), or
-    exponential, in steps: by ``decay_rate`` after every ``decay_fraction`` of ``num_steps``.
+    the warm-up's share of ``num_steps``. The decay is a cosine to zero (NFNets, section 6.1), a
+    line to zero, or exponential, in steps: by ``decay_rate`` after every ``decay_fraction`` of
+    ``num_steps``.
 
     Raises:
       InputError: no such ``schedule``.
@@ -38,8 +39,11 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     warmup_steps = round(settings.warmup_fraction * num_steps)
     if settings.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
-    every = max(1, round(settings.decay_fraction * num_steps))
-    decay = optax.exponential_decay(peak, every, settings.decay_rate, staircase=True)
+    if settings.schedule == "linear":
+        decay = optax.linear_schedule(peak, 0.0, num_steps - warmup_steps)
+    else:
+        every = max(1, round(settings.decay_fraction * num_steps))
+        decay = optax.exponential_decay(peak, every, settings.decay_rate, staircase=True)
     warmup = optax.linear_schedule(0.0, peak, warmup_steps)
     return optax.join_schedules([warmup, decay], [warmup_steps])
 

@@ -18,6 +18,15 @@ def test_efficientnets_learn_by_their_papers_schedule() -> None:
         assert schedule(round(peak + epochs * epoch)) == pytest.approx(rate, rel=1e-4)
 
 
+def test_a_linear_schedule_ends_at_zero() -> None:
+    config = recipes.small_images("nfnet_micro", "digits", 8)
+    config.update(batch_size=512, num_steps=110)
+    config.optimizer.update(schedule="linear", base_learning_rate=0.05, warmup_fraction=1 / 11)
+    schedule = learning_rate(config)
+    for step, rate in ((0, 0.0), (5, 0.05), (10, 0.1), (60, 0.05), (109, 0.001), (110, 0.0)):
+        assert schedule(step) == pytest.approx(rate, rel=1e-4, abs=1e-8)
+
+
 @pytest.mark.parametrize("clipping", [0.0, 0.01])
 def test_rmsprop_is_the_formula(clipping: float) -> None:
     config = recipes.efficientnet_imagenet(0)
@@ -78,7 +87,7 @@ def test_muon_is_orthogonal_for_kernels_and_adam_for_all_else() -> None:
     ("field", "value", "message"),
     [
         ("name", "adam", "no optimizer.name 'adam'; there are sgd, rmsprop, muon"),
-        ("schedule", "linear", "no optimizer.schedule 'linear'; there are cosine, exponential"),
+        ("schedule", "step", "no optimizer.schedule 'step'; there are cosine, linear, exponential"),
         ("name", "muon", "weight_decay is 1e-05; muon keeps norms and takes 0"),
         ("layer_decay", 2.0, "layer_decay is 2.0; it takes 0 to 1"),
     ],
