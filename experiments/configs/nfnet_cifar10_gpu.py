@@ -10,6 +10,5 @@ def get_config() -> ConfigDict:
     config = nfnet_cifar10.get_config()
     config.data.early_fraction = 0.0
     config.num_steps = 16 * 50_000 // config.batch_size
-    config.optimizer.base_learning_rate = 0.025
     config.precision = "bfloat16"
     return config
