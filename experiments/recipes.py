@@ -43,6 +43,7 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "test_crop": "resize",  # first, or "padded": cut first
                 "crop": "pad",  # pad, cut or inception
                 "padding": 0,  # of crop pad: largest shift, pixels
+                "reflect": False,  # the image at the edges it is moved from; else it is black there
                 "flip": False,
                 "flip_alternately": False,  # every other epoch, not by chance
                 "num_workers": 0,  # processes that read images; 0 reads in threads

@@ -63,6 +63,7 @@ class Augmentation:
       crop: ``"inception"`` for photographs, ``"pad"`` for small images that are already cut,
         ``"cut"`` for a part of them.
       padding: largest shift of ``"pad"``, pixels.
+      reflect: whether images are mirrored at the edges that they are moved from, not black there.
       flip: mirror every other image, left to right.
       alternate: mirror an image every other epoch, from one drawn on, instead of by chance: Jordan
         2024, arXiv:2404.00498, section 3.6. For ``flip``.
@@ -75,6 +76,7 @@ class Augmentation:
     size: int
     crop: str = "inception"
     padding: int = 0
+    reflect: bool = False
     flip: bool = False
     alternate: bool = False
     mixing: Mixing = Mixing()  # noqa: RUF009, it is frozen
@@ -222,7 +224,7 @@ class TrainExamples:
         padding = self.augmentation.padding
         if padding and self.augmentation.crop == "pad":
             offsets = np.floor(draws[:, :2] * (2 * padding + 1)).astype(int) - padding
-            images = transforms.shift(images, offsets)
+            images = transforms.shift(images, offsets, self.augmentation.reflect)
         if self.augmentation.flip:
             mirrored = draws[:, 2] < 0.5
             if self.augmentation.alternate:

@@ -71,17 +71,18 @@ def random_cut(picture: Picture, size: int, rng: np.random.Generator) -> np.ndar
     return picture.pixels()[top : top + size, left : left + size]
 
 
-def shift(images: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Images moved by whole pixels, black where they left.
+def shift(images: np.ndarray, offsets: np.ndarray, reflect: bool = False) -> np.ndarray:
+    """Images moved by whole pixels.
 
     Args:
       images: ``[N, H, W, C]``.
       offsets: ``[N, 2]`` integers, down and to the right.
+      reflect: whether to mirror what is left at the edges it moved from, instead of black there.
     """
-    count, height, width, channels = images.shape
+    height, width = images.shape[1:3]
     margin = int(np.abs(offsets).max(initial=0))
-    padded = np.zeros((count, height + 2 * margin, width + 2 * margin, channels), images.dtype)
-    padded[:, margin : margin + height, margin : margin + width] = images
+    around = ((0, 0), (margin, margin), (margin, margin), (0, 0))
+    padded = np.pad(images, around, mode="reflect" if reflect else "constant")
     moved = np.empty_like(images)
     for index, (top, left) in enumerate((margin - offsets).tolist()):
         moved[index] = padded[index, top : top + height, left : left + width]

@@ -115,7 +115,7 @@ def _views(images: jax.Array, config: NFConvNetConfig) -> list[tuple[jax.Array, 
     if config.shift:
         _, height, width, _ = images.shape
         margin, far = (config.shift, config.shift), slice(2 * config.shift, None)
-        padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)), mode="edge")
+        padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)), mode="reflect")
         moved = (padded[:, far, far], padded[:, :height, :width])
         views = [(images, 0.5), *((view, 0.25) for view in moved)]
     if config.mirror:
@@ -208,7 +208,8 @@ def whiten(images: jax.Array) -> jax.Array:
     """``[N, H, W, 24]`` of about unit variance from ``[N, H, W, 3]`` normalized colours.
 
     Each pixel's patch of 2x2 is seen along twelve directions, and along their opposites, so that
-    an activation loses nothing.
+    an activation loses nothing. Images are mirrored at their right and lower edges: with zeros
+    beyond them, what is seen there is six times as large as elsewhere.
 
     Raises:
       InputError: the images have other channels than red, green and blue.
@@ -217,7 +218,9 @@ def whiten(images: jax.Array) -> jax.Array:
         raise InputError(f"nf_convnet takes images of 3 channels; these have {images.shape[-1]}")
     deviations = np.hypot(np.reshape(_DEVIATIONS, (12,)), _LEAST_DEVIATION)
     kernel = np.moveaxis(_directions() / deviations[:, None, None, None], 0, -1)
-    x = conv2d(images, jnp.asarray(kernel, images.dtype))
+    _, height, width, _ = images.shape
+    mirrored = jnp.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="reflect")
+    x = conv2d(mirrored, jnp.asarray(kernel, images.dtype))[:, :height, :width]
     return jnp.concatenate([x, -x], axis=-1)
 
 

@@ -107,6 +107,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         size=data.image_size,
         crop=data.crop,
         padding=data.padding,
+        reflect=data.reflect,
         flip=data.flip,
         alternate=data.flip_alternately,
         mixing=Mixing(augment.mixup_alpha, augment.cutmix),

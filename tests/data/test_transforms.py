@@ -63,6 +63,13 @@ def test_shifted_images_are_black_where_they_left() -> None:
                 np.testing.assert_array_equal(result[row, column], expected)
 
 
+def test_shifted_images_are_mirrored_where_they_left() -> None:
+    image = np.arange(6 * 7).reshape(6, 7, 1).astype(np.uint8)
+    moved = transforms.shift(np.stack([image] * 2), np.array([[2, -1], [0, 0]]), reflect=True)
+    np.testing.assert_array_equal(moved[0], image[[2, 1, 0, 1, 2, 3]][:, [1, 2, 3, 4, 5, 6, 5]])
+    np.testing.assert_array_equal(moved[1], image)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_only_the_chosen_are_mirrored(channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 5, 6, channels), np.uint8)
