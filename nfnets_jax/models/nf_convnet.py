@@ -10,7 +10,6 @@ one or two points of accuracy.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -38,9 +37,6 @@ class NFConvNetConfig:
       logit_scale: factor of the logits.
       mirror: when not training, see each image and its mirror image, and take the mean; for data
         where both are of one class.
-      shift: when not training, see each image also moved by so many pixels, up and to the left and
-        down and to the right; the two together weigh as much as the image in its place (Jordan
-        2024, section 3.5).
     """
 
     width: tuple[int, ...] = (64, 256, 256)
@@ -50,7 +46,6 @@ class NFConvNetConfig:
     dropout_rate: float = 0.0
     logit_scale: float = 0.125
     mirror: bool = False
-    shift: int = 0
 
 
 VARIANTS: Mapping[str, NFConvNetConfig] = MappingProxyType({"nf_convnet": NFConvNetConfig()})
@@ -77,7 +72,7 @@ class NFConvNet(hk.Module):
           images: ``[N, H, W, 3]`` floats, red, green and blue, each of mean 0 and variance 1 over
             the images learned from, in the dtype to compute in.
           keys: ``[N]`` random keys, one an example, for dropout; None turns it off.
-          is_training: whether each image is seen once, whatever ``mirror`` and ``shift`` are.
+          is_training: whether mirror images are left out that ``mirror`` would have seen.
           features: also return the output of each group.
 
         Returns:
@@ -89,39 +84,26 @@ class NFConvNet(hk.Module):
         """
         config, outputs = self._config, {}
         activation = _centered_activation(config.activation)
-        views = [(images, 1.0)] if is_training else _views(images, config)
+        mirrored = config.mirror and not is_training
+        if mirrored:
+            images = jnp.concatenate([images, images[:, :, ::-1]])
         with jax.named_scope("stem"):
-            x = whiten(jnp.concatenate([view for view, _ in views]))
+            x = whiten(images)
         for number, width in enumerate(config.width, start=1):
             with jax.named_scope(f"stage_{number}"):
                 x = _Conv2D(width, f"stage{number}_conv0", pool=True)(activation(x))
                 branch = _Conv2D(width, f"stage{number}_conv1")(activation(x))
                 x = (x + branch) * np.sqrt(0.5).astype(x.dtype)
             if features:
-                outputs[f"stage_{number}"] = x[: len(images)]
+                outputs[f"stage_{number}"] = x[: len(x) // 2] if mirrored else x
         with jax.named_scope("head"):
             pool = _global_max_pool(activation(x)).astype(jnp.float32)
-            of_views = zip(jnp.split(pool, len(views)), views, strict=True)
-            pool = functools.reduce(jnp.add, (part * share for part, (_, share) in of_views))
+            if mirrored:
+                pool = jnp.mean(pool.reshape(2, -1, pool.shape[-1]), axis=0)
             linear = layers.Linear(pool.shape[-1], self._num_classes, 0.01, name="linear")
             seen = layers.dropout(keys, pool, config.dropout_rate) * config.logit_scale
             logits = layers.linear(linear.parameters(), seen)
         return {**outputs, "pool": pool, "logits": logits}
-
-
-def _views(images: jax.Array, config: NFConvNetConfig) -> list[tuple[jax.Array, float]]:
-    """The images as testing sees them, first as they are, and how much each view counts."""
-    views = [(images, 1.0)]
-    if config.shift:
-        _, height, width, _ = images.shape
-        margin, far = (config.shift, config.shift), slice(2 * config.shift, None)
-        padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)), mode="reflect")
-        moved = (padded[:, far, far], padded[:, :height, :width])
-        views = [(images, 0.5), *((view, 0.25) for view in moved)]
-    if config.mirror:
-        views = [(view, share / 2) for view, share in views]
-        views += [(view[:, :, ::-1], share) for view, share in views]
-    return views
 
 
 def _centered_activation(name: str) -> layers.Activation:
