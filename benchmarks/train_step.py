@@ -60,8 +60,10 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures, by name: seconds, images a second, bytes, FLOPs."""
+    # Not all networks have the setting.
+    remat = {} if arguments.remat == "none" else {"remat": arguments.remat}
     model = nfnets_jax.create_model(
-        arguments.model, _CLASSES, precision=arguments.precision, remat=arguments.remat
+        arguments.model, _CLASSES, precision=arguments.precision, **remat
     )
     shape = (arguments.batch, arguments.size, arguments.size, 3)
     if arguments.forward:
