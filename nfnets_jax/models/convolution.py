@@ -103,6 +103,7 @@ def rounded(dtype: DTypeLike | None) -> Iterator[None]:
 
 @functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
+    """Whether products take half the time: on one such core 180 GFLOP/s, of float32 95."""
     try:
         told = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:  # Not on Linux.
