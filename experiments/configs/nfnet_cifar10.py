@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
         {
             "name": "muon",
             "schedule": "linear",
-            "base_learning_rate": 0.04,
+            "base_learning_rate": 0.06,
             "warmup_fraction": 0.02,
             "momentum": 0.6,
             "weight_decay": 0.0,
