@@ -32,6 +32,7 @@ from jax.typing import DTypeLike
 from nfnets_jax.models import winograd
 from nfnets_jax.models.depthwise import depthwise_conv2d
 from nfnets_jax.models.looping import opaque_range
+from nfnets_jax.models.pooling import max_pool, maximum_and_place, spread
 from nfnets_jax.models.portions import in_portions
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -101,6 +102,10 @@ def rounded(dtype: DTypeLike | None) -> Iterator[None]:
         yield
 
 
+def _cpu_rounding() -> DTypeLike | None:
+    return _rounding.get() if _cpu_multiplies_bfloat16() else None
+
+
 @functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether products take half the time: on one such core 180 GFLOP/s, of float32 95."""
@@ -148,8 +153,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         return _native(x, kernel, stride, groups)
     if groups == x.shape[-1] == kernel.shape[-1] > 1:
         return depthwise_conv2d(x, kernel, stride)
-    looped = _in_loop.get()
-    rounding = _rounding.get() if _cpu_multiplies_bfloat16() else None
+    looped, rounding = _in_loop.get(), _cpu_rounding()
     if groups == 1 or kernel.shape[2] >= _NARROW_CHANNELS:
         return _split(x, kernel, stride, looped, rounding)
     pack = min(groups, _PACKED_CHANNELS // kernel.shape[2])
@@ -168,6 +172,46 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         if size
     ]
     return jnp.concatenate(packed, axis=-1)
+
+
+def conv2d_max_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``max_pool`` of ``conv2d``, which on CPUs never leaves the cache; arguments are the same.
+
+    Returns:
+      ``[N, ceil(H / 2), ceil(W / 2), O]``, in the dtype of ``x``.
+    """
+    by_winograd = kernel.shape[2] == x.shape[-1] and _by_winograd(x, kernel, 1)
+    if not _plain.get() and by_winograd and (_backend.get() or jax.default_backend()) == "cpu":
+        return _winograd_max_pool(x, kernel, _cpu_rounding())
+    return max_pool(conv2d(x, kernel))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _winograd_max_pool(x: jax.Array, kernel: jax.Array, rounding: DTypeLike | None) -> jax.Array:
+    return winograd.convolve(x, kernel, rounding, max_pool)
+
+
+def _winograd_max_pool_forward(
+    x: jax.Array, kernel: jax.Array, rounding: DTypeLike | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    maximum, place = winograd.convolve(x, kernel, rounding, maximum_and_place)
+    return maximum, (x, kernel, place)
+
+
+def _winograd_max_pool_backward(
+    rounding: DTypeLike | None,
+    saved: tuple[jax.Array, jax.Array, jax.Array],
+    gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel, place = saved
+
+    def of_outputs(pooled: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return spread(*pooled, *x.shape[1:3])
+
+    return winograd.gradients(x, kernel, (gradient, place), rounding, of_outputs)
+
+
+_winograd_max_pool.defvjp(_winograd_max_pool_forward, _winograd_max_pool_backward)
 
 
 def _grouped(array: jax.Array, groups: int) -> jax.Array:

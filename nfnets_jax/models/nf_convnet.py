@@ -21,7 +21,7 @@ import numpy as np
 
 from nfnets_jax.errors import InputError
 from nfnets_jax.models import layers
-from nfnets_jax.models.convolution import conv2d
+from nfnets_jax.models.convolution import conv2d, conv2d_max_pool
 from nfnets_jax.models.initialization import Normal
 
 
@@ -134,8 +134,8 @@ class _Conv2D(hk.Module):
         initial = Normal(math.prod(shape[:-1]) ** -0.5)
         kernel = hk.get_parameter("w", shape, init=initial) / _LEARNED_DEVIATION
         bias = hk.get_parameter("b", shape[-1:], init=jnp.zeros)
-        x = conv2d(x, kernel.astype(x.dtype))
-        return free_gradient(max_pool(x) if self._pool else x) + bias.astype(x.dtype)
+        convolve = conv2d_max_pool if self._pool else conv2d
+        return free_gradient(convolve(x, kernel.astype(x.dtype))) + bias.astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -206,17 +206,6 @@ def whiten(images: jax.Array) -> jax.Array:
     return jnp.concatenate([x, -x], axis=-1)
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """Halves height and width of ``[N, H, W, C]`` by the maximum over 2x2 windows.
-
-    Of an odd height or width the last window holds what is left.
-    """
-    rows, columns = x.shape[1] % 2, x.shape[2] % 2
-    low = np.asarray(-np.inf, x.dtype)
-    padded = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), constant_values=low)
-    return _maximum(padded)
-
-
 def _global_max_pool(x: jax.Array) -> jax.Array:
     """``[N, C]``, the maximum over the pixels of ``[N, H, W, C]``.
 
@@ -226,30 +215,3 @@ def _global_max_pool(x: jax.Array) -> jax.Array:
     pixels = x.reshape(len(x), -1, x.shape[-1])
     chosen = jax.nn.one_hot(jnp.argmax(pixels, axis=1), pixels.shape[1], axis=1, dtype=x.dtype)
     return jnp.sum(pixels * chosen, axis=1)
-
-
-@jax.custom_vjp
-def _maximum(x: jax.Array) -> jax.Array:
-    rows = jnp.maximum(x[:, ::2], x[:, 1::2])
-    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
-
-
-def _maximum_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    maximum = _maximum(x)
-    return maximum, (x, maximum)
-
-
-def _maximum_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
-    """Found by comparing; XLA's own gradient, a scatter, is slow on CPUs."""
-    x, maximum = saved
-    examples, height, width, channels = x.shape
-    windows = x.reshape(examples, height // 2, 2, width // 2, 2, channels)
-    maximum, gradient = maximum[:, :, None, :, None], gradient[:, :, None, :, None]
-    largest = windows == maximum
-    # By additions: half the time of XLA's sum, which is not computed along with the rest.
-    rows = largest[:, :, :1].astype(x.dtype) + largest[:, :, 1:]
-    number = rows[..., :1, :] + rows[..., 1:, :]
-    return (jnp.where(largest, gradient / number, 0).reshape(x.shape),)
-
-
-_maximum.defvjp(_maximum_forward, _maximum_backward)

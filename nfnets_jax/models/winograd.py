@@ -9,7 +9,8 @@ made alike.
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,39 +45,52 @@ class _Transforms(NamedTuple):
     gradients: np.ndarray
 
 
-def convolve(x: jax.Array, kernel: jax.Array, rounding: DTypeLike | None = None) -> jax.Array:
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    rounding: DTypeLike | None = None,
+    then: Callable[[jax.Array], Any] = lambda outputs: outputs,
+) -> Any:
     """``[N, H, W, O]`` from ``[N, H, W, I]`` by a dense kernel ``[3, 3, I, O]``, ``SAME`` padding.
 
     Computed in float32 at least, returned in the dtype of ``x``. With ``rounding``, what is
-    multiplied is rounded to that dtype first, and products are summed as before.
+    multiplied is rounded to that dtype first, and products are summed as before. ``then`` takes the
+    outputs of a few images while they are in the cache, and what it makes of them is returned.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     transforms = _transforms(_size(x))
     factors = _factors(transforms, kernel.astype(dtype))
 
-    def portion(x: jax.Array) -> tuple[jax.Array, tuple[()]]:
-        tiles = _tiles(x.astype(dtype), transforms.size)
-        return _outputs(transforms, tiles, factors, x, rounding), ()
+    def portion(x: jax.Array) -> tuple[Any, tuple[()]]:
+        tiles = _tiles(x.astype(rounding or dtype), transforms.size)
+        return then(_outputs(transforms, tiles, factors, x, rounding)), ()
 
     each, _ = in_portions(portion, _CACHED_BYTES, _transformed_bytes(x, kernel), x)
     return each
 
 
 def gradients(
-    x: jax.Array, kernel: jax.Array, gradient: jax.Array, rounding: DTypeLike | None = None
+    x: jax.Array,
+    kernel: jax.Array,
+    gradient: Any,
+    rounding: DTypeLike | None = None,
+    first: Callable[[Any], jax.Array] = lambda gradient: gradient,
 ) -> tuple[jax.Array, jax.Array]:
     """Those of ``convolve``, for ``x`` and ``kernel``, by that of its result.
 
-    ``rounding`` holds for the first: for the other, XLA's CPU backend (jax 0.10.2) is no faster.
+    ``first`` makes a few images' outputs' gradients of arrays ``[N, ...]``. ``rounding`` holds for
+    all but the products that become the kernel's gradient: in XLA's CPU backend (jax 0.10.2) these
+    gain nothing, as both their factors would have to be transposed or one be copied.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     transforms = _transforms(_size(x))
     mirrored = jnp.flip(kernel.astype(dtype), (0, 1)).swapaxes(2, 3)
     factors = _factors(transforms, mirrored)
 
-    def portion(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tiles = _tiles(gradient.astype(dtype), transforms.size)
-        pixels = _transform(transforms.pixels, _tiles(x.astype(dtype), transforms.size))
+    def portion(x: jax.Array, gradient: Any) -> tuple[jax.Array, jax.Array]:
+        tiles = _tiles(first(gradient).astype(rounding or dtype), transforms.size)
+        seen = _tiles(x.astype(rounding or dtype), transforms.size)
+        pixels = _transform(transforms.pixels, seen)
         products = _transform(transforms.gradients, tiles)
         of_factors = jnp.einsum("pti,pto->pio", pixels, products)
         return _outputs(transforms, tiles, factors, x, rounding), of_factors
@@ -109,7 +123,8 @@ def _transforms(size: int) -> _Transforms:
 
 
 def _transform(matrix: np.ndarray, array: jax.Array) -> jax.Array:
-    return jnp.tensordot(jnp.asarray(matrix, array.dtype), array, 1)
+    dtype = jnp.promote_types(array.dtype, jnp.float32)
+    return jnp.tensordot(jnp.asarray(matrix, array.dtype), array, 1, preferred_element_type=dtype)
 
 
 def _factors(transforms: _Transforms, kernel: jax.Array) -> jax.Array:
