@@ -58,17 +58,16 @@ def freeze(
     Args:
       model: any.
       params: of the model.
-      state: of the model; batch-normalized ones have some.
+      state: of the model, its running statistics; those that ``fold`` takes have none.
 
     Raises:
-      InputError: the model is batch-normalized, and there is no state.
+      InputError: the model has running statistics, and there is no state.
     """
     if isinstance(model.config, NFNetworkConfig):
         return fold(model, params)
     if not state:
         raise InputError(
-            f"{model.name} is batch-normalized: its running statistics are missing, which the "
-            "workdir of a run has"
+            f"the running statistics of {model.name} are missing; the workdir of a run has them"
         )
 
     def forward(weights: Any, images: jax.Array) -> Outputs:
@@ -85,11 +84,11 @@ def fold(model: Model, params: Mapping[str, Mapping[str, Any]]) -> Frozen:
     the convolutions beside them.
 
     Args:
-      model: a normalizer-free one.
+      model: an NFNet, NF-ResNet or NF-RegNet.
       params: of the model.
 
     Raises:
-      InputError: the model is batch-normalized.
+      InputError: the model is none of these.
 
     Example:
       >>> import nfnets_jax
@@ -101,7 +100,7 @@ def fold(model: Model, params: Mapping[str, Mapping[str, Any]]) -> Frozen:
     """
     config = model.config
     if not isinstance(config, NFNetworkConfig):
-        raise InputError(f"{model.name} is batch-normalized; networks without can be folded")
+        raise InputError(f"{model.name} cannot be folded; NFNets, NF-ResNets and NF-RegNets can")
 
     @jax.jit
     def folded(params: hk.Params) -> NetworkWeights:

@@ -65,9 +65,10 @@ def test_half_precision_stays_what_it_is() -> None:
     assert_close(folded(images), expected, 0.2)
 
 
-def test_batch_normalized_networks_are_refused() -> None:
-    with pytest.raises(InputError, match="resnet50 is batch-normalized; networks without can be"):
-        inference.fold(nfnets_jax.create_model("resnet50"), {})
+@pytest.mark.parametrize("name", ["resnet50", "nf_convnet"])
+def test_networks_with_statistics_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} cannot be folded; NFNets"):
+        inference.fold(nfnets_jax.create_model(name), {})
 
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "nf_resnet50", "nf_regnet_b0", "resnet50"])

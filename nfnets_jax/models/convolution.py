@@ -194,6 +194,7 @@ def _winograd_max_pool(x: jax.Array, kernel: jax.Array, rounding: DTypeLike | No
 def _winograd_max_pool_forward(
     x: jax.Array, kernel: jax.Array, rounding: DTypeLike | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    x = _rounded(x, rounding)
     maximum, place = winograd.convolve(x, kernel, rounding, maximum_and_place)
     return maximum, (x, kernel, place)
 
@@ -208,7 +209,8 @@ def _winograd_max_pool_backward(
     def of_outputs(pooled: tuple[jax.Array, jax.Array]) -> jax.Array:
         return spread(*pooled, *x.shape[1:3])
 
-    return winograd.gradients(x, kernel, (gradient, place), rounding, of_outputs)
+    pooled = _rounded(gradient, rounding), place
+    return winograd.gradients(x, kernel, pooled, rounding, of_outputs)
 
 
 _winograd_max_pool.defvjp(_winograd_max_pool_forward, _winograd_max_pool_backward)
@@ -272,7 +274,14 @@ def _split(
 def _split_forward(
     x: jax.Array, kernel: jax.Array, stride: int, looped: bool, rounding: DTypeLike | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    if _by_winograd(x, kernel, stride):
+        x = _rounded(x, rounding)
     return _split(x, kernel, stride, looped, rounding), (x, kernel)
+
+
+def _rounded(array: jax.Array, rounding: DTypeLike | None) -> jax.Array:
+    """What is only multiplied, as it will be: half the memory to write and read."""
+    return array.astype(rounding or array.dtype)
 
 
 def _split_backward(
@@ -286,7 +295,7 @@ def _split_backward(
     groups = x.shape[-1] // kernel.shape[2]
     if _by_winograd(x, kernel, stride):
         both = functools.partial(winograd.gradients, rounding=rounding)
-        return _map(both, groups, x, kernel, gradient)
+        return _map(both, groups, x, kernel, _rounded(gradient, rounding))
     pixels = gradient.size // gradient.shape[-1]
     by_products = pixels >= _PRODUCT_MIN_PIXELS and kernel.shape[2] >= _PRODUCT_MIN_CHANNELS
 

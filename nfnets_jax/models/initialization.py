@@ -24,7 +24,22 @@ class Normal:
 
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Draws with Haiku's next key, as any initializer does."""
-        return self.std * jax.random.normal(hk.next_rng_key(), tuple(shape), dtype)
+        return self.of(jax.random.normal(hk.next_rng_key(), tuple(shape), dtype))
+
+    def of(self, numbers: jax.Array) -> jax.Array:
+        """The parameter from Gaussian numbers of variance 1, in its shape."""
+        return self.std * numbers
+
+
+class Identities(Normal):
+    """``Normal`` for a kernel ``[h, w, I, O]``, but the first outputs start as one input each."""
+
+    def of(self, numbers: jax.Array) -> jax.Array:
+        """The parameter from Gaussian numbers of variance 1, in its shape."""
+        height, width, inputs, outputs = numbers.shape
+        own = jnp.arange(min(inputs, outputs))
+        kernel = super().of(numbers).at[..., own].set(0)
+        return kernel.at[height // 2, width // 2, own, own].set(1)
 
 
 def initialize(
@@ -65,7 +80,7 @@ def initialize(
 
     jax.eval_shape(hk.transform_with_state(declaring).init, rng)
 
-    random = tuple((shape, init.std) for *_, shape, init in declared if isinstance(init, Normal))
+    random = tuple((shape, init) for *_, shape, init in declared if isinstance(init, Normal))
     numbers = _gaussians(rng, sum(math.prod(shape) for shape, _ in random))
     drawn = iter(_cut(numbers, random))
     params: hk.MutableParams = {}
@@ -81,10 +96,10 @@ def _gaussians(rng: jax.Array, size: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _cut(numbers: jax.Array, wanted: tuple[tuple[tuple[int, ...], float], ...]) -> list[jax.Array]:
-    """One array a (shape, standard deviation)."""
+def _cut(numbers: jax.Array, wanted: tuple[tuple[tuple[int, ...], Normal], ...]) -> list[jax.Array]:
+    """One array a (shape, initializer)."""
     ends = itertools.accumulate(math.prod(shape) for shape, _ in wanted)
     return [
-        numbers[end - math.prod(shape) : end].reshape(shape) * std
-        for end, (shape, std) in zip(ends, wanted, strict=True)
+        init.of(numbers[end - math.prod(shape) : end].reshape(shape))
+        for end, (shape, init) in zip(ends, wanted, strict=True)
     ]

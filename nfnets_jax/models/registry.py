@@ -88,8 +88,8 @@ class Model:
           is_training: accepted as ``apply`` has it; makes no difference.
 
         Returns:
-          ``{module: {parameter: float32 array}}`` and the state: the running statistics of
-          batch-normalized networks in the same form, of others empty.
+          ``{module: {parameter: float32 array}}`` and the state: in the same form the
+          running statistics of batch-normalized networks and of ``nf_convnet``, of others empty.
         """
         del is_training
         return self._network.init(rng, images)

@@ -53,17 +53,19 @@ def convolve(
 ) -> Any:
     """``[N, H, W, O]`` from ``[N, H, W, I]`` by a dense kernel ``[3, 3, I, O]``, ``SAME`` padding.
 
-    Computed in float32 at least, returned in the dtype of ``x``. With ``rounding``, what is
-    multiplied is rounded to that dtype first, and products are summed as before. ``then`` takes the
-    outputs of a few images while they are in the cache, and what it makes of them is returned.
+    Computed in float32 at least, returned in the dtype of ``kernel``. With ``rounding``, what is
+    multiplied is rounded to that dtype first, as ``x`` may be already, and products are summed as
+    before. ``then`` takes the outputs of a few images while they are in the cache; what it makes of
+    them is returned.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
     transforms = _transforms(_size(x))
     factors = _factors(transforms, kernel.astype(dtype))
 
     def portion(x: jax.Array) -> tuple[Any, tuple[()]]:
         tiles = _tiles(x.astype(rounding or dtype), transforms.size)
-        return then(_outputs(transforms, tiles, factors, x, rounding)), ()
+        outputs = _outputs(transforms, tiles, factors, x, rounding)
+        return then(outputs.astype(kernel.dtype)), ()
 
     each, _ = in_portions(portion, _CACHED_BYTES, _transformed_bytes(x, kernel), x)
     return each
@@ -82,7 +84,7 @@ def gradients(
     all but the products that become the kernel's gradient: in XLA's CPU backend (jax 0.10.2) these
     gain nothing, as both their factors would have to be transposed or one be copied.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
     transforms = _transforms(_size(x))
     mirrored = jnp.flip(kernel.astype(dtype), (0, 1)).swapaxes(2, 3)
     factors = _factors(transforms, mirrored)
@@ -93,7 +95,8 @@ def gradients(
         pixels = _transform(transforms.pixels, seen)
         products = _transform(transforms.gradients, tiles)
         of_factors = jnp.einsum("pti,pto->pio", pixels, products)
-        return _outputs(transforms, tiles, factors, x, rounding), of_factors
+        of_x = _outputs(transforms, tiles, factors, x, rounding)
+        return of_x.astype(kernel.dtype), of_factors
 
     of_x, of_factors = in_portions(
         portion, _CACHED_BYTES, _transformed_bytes(x, kernel), x, gradient
@@ -149,7 +152,7 @@ def _outputs(
     x: jax.Array,
     rounding: DTypeLike | None,
 ) -> jax.Array:
-    """``[n, H, W, O]`` of the size and dtype of ``x``, from tiles and a kernel's factors."""
+    """``[n, H, W, O]`` of the size of ``x``, from tiles and a kernel's factors."""
     pixels, dtype = _transform(transforms.pixels, tiles), factors.dtype
     if rounding:
         pixels, factors = pixels.astype(rounding), factors.astype(rounding)
@@ -159,7 +162,7 @@ def _outputs(
     outputs = outputs.reshape(size, size, -1, rows, columns, factors.shape[-1])
     outputs = outputs.transpose(2, 3, 0, 4, 1, 5)
     outputs = outputs.reshape(-1, size * rows, size * columns, factors.shape[-1])
-    return outputs[:, : x.shape[1], : x.shape[2]].astype(x.dtype)
+    return outputs[:, : x.shape[1], : x.shape[2]]
 
 
 def _tile_counts(x: jax.Array, size: int) -> tuple[int, int]:

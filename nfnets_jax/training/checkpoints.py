@@ -178,7 +178,7 @@ def read_params(run: Path, average: bool) -> dict[str, dict[str, np.ndarray]]:
 
 
 def read_model_state(run: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Like ``read_params``, the running statistics of a batch-normalized network; of others, {}."""
+    """Like ``read_params``, the running statistics of a network that has some; else {}."""
     return _read_part(run, "model_state")
 
 

@@ -146,7 +146,7 @@ def test_a_batch_normalized_run_brings_its_statistics(tmp_path: Path) -> None:
     probabilities = classifier(np.stack([np.asarray(record["image"]) for record in records]))
     right = probabilities.argmax(axis=1) == [record["label"] for record in records]
     assert np.mean(right) == pytest.approx(summary["test"]["ema_top1"], abs=1e-6)
-    with pytest.raises(InputError, match="resnet50 is batch-normalized: its running statistics"):
+    with pytest.raises(InputError, match="the running statistics of resnet50 are missing"):
         freeze(nfnets_jax.create_model("resnet50"), {})
 
 

@@ -78,6 +78,7 @@ def test_equals_a_plain_network(pictures: jax.Array) -> None:
     model = nfnets_jax.create_model("nf_convnet", 10, width=(8, 16), features=True)
     params, state = model.init(jax.random.key(0), pictures[:2])
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # Biases are not to be nothing.
+    _, state = model.apply(params, state, None, pictures[:20], True)
     outputs, _ = model.apply(params, state, None, pictures[:2], False)
 
     def gelu(x: jax.Array) -> jax.Array:
@@ -91,23 +92,79 @@ def test_equals_a_plain_network(pictures: jax.Array) -> None:
         return gelu(x) - mean
 
     def convolve(x: jax.Array, name: str) -> jax.Array:
-        learned = params[f"NFConvNet/{name}"]
+        learned, known = params[f"NFConvNet/{name}"], state[f"NFConvNet/{name}"]
         layout = ("NHWC", "HWIO", "NHWC")
-        activated = activate(x)
-        kernel = learned["w"] / 2
+        seen = activate(x) - known["mean"]
+        columns = learned["w"].reshape(-1, learned["w"].shape[-1])
+        covariance = columns.T @ np.kron(known["pixels"], known["channels"]) @ columns
+        kernel = learned["w"] / np.sqrt(np.diag(covariance))
         return learned["b"] + lax.conv_general_dilated(
-            activated, kernel, (1, 1), "SAME", dimension_numbers=layout
+            seen, kernel, (1, 1), "SAME", dimension_numbers=layout
         )
 
     x = nf_convnet.whiten(pictures[:2])
     for number, side in ((1, 16), (2, 8)):
         x = convolve(x, f"stage{number}_conv0").reshape(2, side, 2, side, 2, -1).max((2, 4))
-        x = (x + convolve(x, f"stage{number}_conv1")) * 0.5**0.5
+        x = convolve(x, f"stage{number}_conv1")
         np.testing.assert_allclose(outputs[f"stage_{number}"], x, rtol=1e-4, atol=1e-4)
     pool = activate(x).max((1, 2))
     head = params["NFConvNet/linear"]
     expected = pool / 8 @ head["w"] + head["b"]
     np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_start_by_giving_their_inputs_on() -> None:
+    model = nfnets_jax.create_model("nf_convnet", 10, width=(32, 32))
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    x = jax.random.normal(jax.random.key(1), (2, 5, 5, 32))
+    kernel = params["NFConvNet/stage1_conv1"]["w"]
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    np.testing.assert_allclose(y, x, rtol=1e-6)
+    wider = params["NFConvNet/stage1_conv0"]["w"]
+    np.testing.assert_allclose(np.sum(np.square(wider), (0, 1, 2)), 1, atol=0.4)
+    assert np.std(wider[..., 24:]) > 0.05
+
+
+def test_outputs_of_standardized_kernels_have_mean_0_and_variance_1() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((32, 18, 18, 8))
+    rows = pixels[:, :-2] + 2 * pixels[:, 1:-1] + pixels[:, 2:]
+    smooth = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    x = jnp.asarray(3 + smooth @ rng.standard_normal((8, 16)), jnp.float32)
+    # Kernels of what pixels have in common, as they are learned.
+    kernel = jnp.asarray(1 + rng.standard_normal((3, 3, 16, 32)), jnp.float32)
+    known = nf_convnet.input_statistics(x)
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = lax.conv_general_dilated(
+        x - known.mean, kernel, (1, 1), "SAME", dimension_numbers=layout
+    ) / np.sqrt(known.variances(kernel))
+    np.testing.assert_allclose(y.std((0, 1, 2)), 1, atol=0.05)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=0.02)
+
+
+def test_training_comes_to_know_the_inputs_of_all_layers(pictures: jax.Array) -> None:
+    model = nfnets_jax.create_model("nf_convnet", 10, width=(8, 16), features=True)
+    params, state = model.init(jax.random.key(0), pictures[:2])
+    train = jax.jit(lambda state, x: model.apply(params, state, None, x, True))
+    before, _ = train(state, pictures[:64])
+    for batch in pictures[:480].reshape(6, 80, *pictures.shape[1:]):
+        _, state = train(state, batch)
+    after, _ = train(state, pictures[:64])
+    assert before["stage_2"].std() > 3
+    assert 0.8 < after["stage_2"].std() < 1.3
+
+
+def test_in_training_too_an_image_does_not_depend_on_the_others(pictures: jax.Array) -> None:
+    model = nfnets_jax.create_model("nf_convnet", 10, width=(8, 16))
+    params, state = model.init(jax.random.key(0), pictures[:2])
+    train = jax.jit(lambda images: model.apply(params, state, None, images, True)[0]["logits"])
+    alone, together = (
+        train(pictures[:4]),
+        train(pictures[:4] * np.array([1, 3, 0, 9])[:, None, None, None]),
+    )
+    np.testing.assert_allclose(alone[0], together[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(alone[1:] - together[1:]).max() > 0.01
 
 
 def test_mirror_images_are_seen_too_when_testing() -> None:
