@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     momentum, schedule and rate suit Muon, and the rate was chosen on held-out images.
     """
     config = recipes.small_images("nf_convnet", "tfds:cifar10", size=32)
-    config.model = {"name": "nf_convnet", "dropout_rate": 0.0, "mirror": True}
+    config.model = {"name": "nf_convnet", "dropout_rate": 0.0, "mirror": True, "shift": True}
     config.precision = "bfloat16_products"
     config.data.padding = 2
     config.data.reflect = True

@@ -167,17 +167,24 @@ def test_in_training_too_an_image_does_not_depend_on_the_others(pictures: jax.Ar
     assert np.abs(alone[1:] - together[1:]).max() > 0.01
 
 
-def test_mirror_images_are_seen_too_when_testing() -> None:
+def test_when_testing_images_are_seen_mirrored_and_moved_too() -> None:
     images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
-    model = nfnets_jax.create_model("nf_convnet", 10, width=(8, 8), features=True, mirror=True)
-    once = nfnets_jax.create_model("nf_convnet", 10, width=(8, 8), features=True)
+    settings = {"width": (8, 8), "features": True}
+    model = nfnets_jax.create_model("nf_convnet", 10, **settings, mirror=True, shift=True)
+    once = nfnets_jax.create_model("nf_convnet", 10, **settings)
     params, state = model.init(jax.random.key(0), images)
-    both, _ = model.apply(params, state, None, images, False)
-    seen, _ = once.apply(params, state, None, images, False)
-    mirrored, _ = once.apply(params, state, None, images[:, :, ::-1], False)
+
+    def see(images: np.ndarray) -> dict[str, jax.Array]:
+        return once.apply(params, state, None, jnp.asarray(images), False)[0]
+
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    moved = [padded[:, place : place + 8, place : place + 8] for place in (1, 0, 2)]
+    seen = [[see(image), see(image[:, :, ::-1])] for image in moved]
+    all_views, _ = model.apply(params, state, None, images, False)
     for name in ("logits", "pool"):
-        mean = (seen[name] + mirrored[name]) / 2
-        np.testing.assert_allclose(both[name], mean, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(both["stage_2"], seen["stage_2"], atol=1e-5)
+        each = [(view[name] + mirrored[name]) / 2 for view, mirrored in seen]
+        mean = each[0] / 2 + each[1] / 4 + each[2] / 4
+        np.testing.assert_allclose(all_views[name], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(all_views["stage_2"], seen[0][0]["stage_2"], atol=1e-5)
     training, _ = model.apply(params, state, None, images, True)
-    np.testing.assert_allclose(training["logits"], seen["logits"], atol=1e-5)
+    np.testing.assert_allclose(training["logits"], seen[0][0]["logits"], atol=1e-5)
