@@ -1,3 +1,4 @@
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +170,10 @@ def test_in_training_too_an_image_does_not_depend_on_the_others(pictures: jax.Ar
 
 def test_when_testing_images_are_seen_mirrored_and_moved_too() -> None:
     images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
-    settings = {"width": (8, 8), "features": True}
-    model = nfnets_jax.create_model("nf_convnet", 10, **settings, mirror=True, shift=True)
-    once = nfnets_jax.create_model("nf_convnet", 10, **settings)
+    create = functools.partial(
+        nfnets_jax.create_model, "nf_convnet", 10, width=(8, 8), features=True
+    )
+    model, once = create(mirror=True, shift=True), create()
     params, state = model.init(jax.random.key(0), images)
 
     def see(images: np.ndarray) -> dict[str, jax.Array]:
