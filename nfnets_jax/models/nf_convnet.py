@@ -192,7 +192,7 @@ class _Conv2D(hk.Module):
     before. As weights are, that is a part of the network.
 
     Parameters: ``w`` ``[3, 3, I, O]``, of any scale, which starts by giving the inputs on (Jordan
-    2024, section 3.2); ``b`` ``[O]``, zero. State: the fields of ``InputStatistics``, and
+    2024, section 3.3); ``b`` ``[O]``, zero. State: the fields of ``InputStatistics``, and
     ``batches``, their number.
     """
 
