@@ -95,7 +95,7 @@ def plain() -> Iterator[None]:
 def rounded(dtype: DTypeLike | None) -> Iterator[None]:
     """What is traced inside may round what it multiplies to this dtype, where that is faster.
 
-    Values are kept, and products summed, in the dtypes that they have. It is done in 3x3
+    Results, and the sums of products, have the dtypes that they would have. It is done in 3x3
     convolutions of stride 1, on CPUs that multiply bfloat16.
     """
     with _set(_rounding, dtype):
