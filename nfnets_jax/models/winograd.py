@@ -7,7 +7,6 @@ made alike.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -137,12 +136,16 @@ def _factors(transforms: _Transforms, kernel: jax.Array) -> jax.Array:
 
 def _tiles(x: jax.Array, size: int) -> jax.Array:
     """``[places, tiles, C]``: pixels of ``[n, H, W, C]`` as tiles see them, zeros around."""
+    examples, height, width, channels = x.shape
     rows, columns = _tile_counts(x, size)
-    below, right = size * rows + 1 - x.shape[1], size * columns + 1 - x.shape[2]
+    # One tile more on each side, for the two pixels that a tile shares with the next.
+    below, right = size * (rows + 1) - height - 1, size * (columns + 1) - width - 1
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
-    places = itertools.product(range(size + 2), repeat=2)
-    seen = [padded[:, top::size, left::size][:, :rows, :columns] for top, left in places]
-    return jnp.stack(seen).reshape(len(seen), -1, x.shape[-1])
+    phases = padded.reshape(examples, rows + 1, size, columns + 1, size, channels)
+    phases = phases.transpose(2, 4, 0, 1, 3, 5)
+    tall = jnp.concatenate([phases[:, :, :, :-1], phases[:2, :, :, 1:]])
+    tiles = jnp.concatenate([tall[..., :-1, :], tall[:, :2, ..., 1:, :]], axis=1)
+    return tiles.reshape((size + 2) ** 2, -1, channels)
 
 
 def _outputs(
