@@ -267,7 +267,7 @@ def _split(
     """A dense convolution a group, and gradients of kernels that are sums of matrix products."""
     groups = x.shape[-1] // kernel.shape[2]
     if _by_winograd(x, kernel, stride):
-        return _map(functools.partial(winograd.convolve, rounding=rounding), groups, x, kernel)
+        return winograd.convolve(x, kernel, rounding)
     return _join(lambda x, kernel: _native(x, kernel, stride), groups, looped, x, kernel)
 
 
@@ -294,8 +294,7 @@ def _split_backward(
     x, kernel = saved
     groups = x.shape[-1] // kernel.shape[2]
     if _by_winograd(x, kernel, stride):
-        both = functools.partial(winograd.gradients, rounding=rounding)
-        return _map(both, groups, x, kernel, _rounded(gradient, rounding))
+        return winograd.gradients(x, kernel, _rounded(gradient, rounding), rounding)
     pixels = gradient.size // gradient.shape[-1]
     by_products = pixels >= _PRODUCT_MIN_PIXELS and kernel.shape[2] >= _PRODUCT_MIN_CHANNELS
 
@@ -345,18 +344,6 @@ def _join(
 
     found = [function(*(part(array, place) for array in arrays)) for place in places]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *found)
-
-
-def _map(function: Callable[..., _Arrays], groups: int, *arrays: jax.Array) -> _Arrays:
-    """What ``_join`` does, in a loop: as fast where a group is much work, and compiled once.
-
-    By it NFNet-F0's gradient compiled in 34 s, which took 40 s.
-    """
-    if groups == 1:
-        return function(*arrays)
-    each = tuple(jnp.moveaxis(_grouped(array, groups), -2, 0) for array in arrays)
-    found = lax.map(lambda some: function(*some), each)
-    return jax.tree.map(lambda one: jnp.moveaxis(one, 0, -2).reshape(*one.shape[1:-1], -1), found)
 
 
 def _kernel_gradient(

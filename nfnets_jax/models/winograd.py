@@ -22,6 +22,8 @@ from nfnets_jax.models.portions import in_portions
 # points with the smallest errors of rounding. Those of 4 were 8e-7 of the outputs' deviation; of
 # the usual 0, 1, -1, 2 and -2 17e-7, of plain sums 4e-7.
 _POINTS = {3: (-1.25, -0.375, 0.375, 1.25), 4: (-1.5, -0.625, 0.0, 0.625, 1.5)}
+# A group: all are transformed together, and their factors read once for as many images as this
+# holds. NFNet-F0's step, pairs in one process: 1.06 times as fast as with the bytes for all groups.
 _CACHED_BYTES = 4 * 2**20
 
 
@@ -50,7 +52,7 @@ def convolve(
     rounding: DTypeLike | None = None,
     then: Callable[[jax.Array], Any] = lambda outputs: outputs,
 ) -> Any:
-    """``[N, H, W, O]`` from ``[N, H, W, I]`` by a dense kernel ``[3, 3, I, O]``, ``SAME`` padding.
+    """``[N, H, W, O]`` of ``[N, H, W, C]`` by a kernel ``[3, 3, C / groups, O]``, ``SAME`` padding.
 
     Computed in float32 at least, returned in the dtype of ``kernel``. With ``rounding``, what is
     multiplied is rounded to that dtype first, as ``x`` may be already, and products are summed as
@@ -59,10 +61,11 @@ def convolve(
     """
     dtype = jnp.promote_types(kernel.dtype, jnp.float32)
     transforms = _transforms(_size(x))
-    factors = _factors(transforms, kernel.astype(dtype))
+    groups = x.shape[-1] // kernel.shape[2]
+    factors = _factors(transforms, _by_group(kernel.astype(dtype), groups))
 
     def portion(x: jax.Array) -> tuple[Any, tuple[()]]:
-        tiles = _tiles(x.astype(rounding or dtype), transforms.size)
+        tiles = _tiles(x.astype(rounding or dtype), transforms.size, groups)
         outputs = _outputs(transforms, tiles, factors, x, rounding)
         return then(outputs.astype(kernel.dtype)), ()
 
@@ -85,22 +88,23 @@ def gradients(
     """
     dtype = jnp.promote_types(kernel.dtype, jnp.float32)
     transforms = _transforms(_size(x))
-    mirrored = jnp.flip(kernel.astype(dtype), (0, 1)).swapaxes(2, 3)
+    groups = x.shape[-1] // kernel.shape[2]
+    mirrored = jnp.flip(_by_group(kernel.astype(dtype), groups), 0).swapaxes(2, 3)
     factors = _factors(transforms, mirrored)
 
     def portion(x: jax.Array, gradient: Any) -> tuple[jax.Array, jax.Array]:
-        tiles = _tiles(first(gradient).astype(rounding or dtype), transforms.size)
-        seen = _tiles(x.astype(rounding or dtype), transforms.size)
+        tiles = _tiles(first(gradient).astype(rounding or dtype), transforms.size, groups)
+        seen = _tiles(x.astype(rounding or dtype), transforms.size, groups)
         pixels = _transform(transforms.pixels, seen)
         products = _transform(transforms.gradients, tiles)
-        of_factors = jnp.einsum("pti,pto->pio", pixels, products)
+        of_factors = jnp.einsum("pgti,pgto->pgio", pixels, products)
         of_x = _outputs(transforms, tiles, factors, x, rounding)
         return of_x.astype(kernel.dtype), of_factors
 
     of_x, of_factors = in_portions(
         portion, _CACHED_BYTES, _transformed_bytes(x, kernel), x, gradient
     )
-    of_kernel = _transform(transforms.kernel.T, of_factors)
+    of_kernel = _transform(transforms.kernel.T, of_factors).swapaxes(1, 2)
     return of_x, of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -129,23 +133,31 @@ def _transform(matrix: np.ndarray, array: jax.Array) -> jax.Array:
     return jnp.tensordot(jnp.asarray(matrix, array.dtype), array, 1, preferred_element_type=dtype)
 
 
+def _by_group(kernel: jax.Array, groups: int) -> jax.Array:
+    """``[9, groups, C / groups, O / groups]``."""
+    return kernel.reshape(9, kernel.shape[2], groups, -1).swapaxes(1, 2)
+
+
 def _factors(transforms: _Transforms, kernel: jax.Array) -> jax.Array:
-    """``[places, I, O]``: the kernel, transformed."""
-    return _transform(transforms.kernel, kernel.reshape(9, *kernel.shape[2:]))
+    """``[places, groups, ...]``: the kernel ``[9, groups, ...]``, transformed."""
+    return _transform(transforms.kernel, kernel)
 
 
-def _tiles(x: jax.Array, size: int) -> jax.Array:
-    """``[places, tiles, C]``: pixels of ``[n, H, W, C]`` as tiles see them, zeros around."""
-    examples, height, width, channels = x.shape
+def _tiles(x: jax.Array, size: int, groups: int) -> jax.Array:
+    """``[places, groups, tiles, C / groups]``: pixels of ``[n, H, W, C]`` as tiles see them.
+
+    Around the images are zeros.
+    """
+    examples, height, width, _ = x.shape
     rows, columns = _tile_counts(x, size)
     # One tile more on each side, for the two pixels that a tile shares with the next.
     below, right = size * (rows + 1) - height - 1, size * (columns + 1) - width - 1
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
-    phases = padded.reshape(examples, rows + 1, size, columns + 1, size, channels)
-    phases = phases.transpose(2, 4, 0, 1, 3, 5)
-    tall = jnp.concatenate([phases[:, :, :, :-1], phases[:2, :, :, 1:]])
+    phases = padded.reshape(examples, rows + 1, size, columns + 1, size, groups, -1)
+    phases = phases.transpose(2, 4, 5, 0, 1, 3, 6)
+    tall = jnp.concatenate([phases[..., :-1, :, :], phases[:2, ..., 1:, :, :]])
     tiles = jnp.concatenate([tall[..., :-1, :], tall[:, :2, ..., 1:, :]], axis=1)
-    return tiles.reshape((size + 2) ** 2, -1, channels)
+    return tiles.reshape((size + 2) ** 2, groups, examples * rows * columns, -1)
 
 
 def _outputs(
@@ -159,12 +171,13 @@ def _outputs(
     pixels, dtype = _transform(transforms.pixels, tiles), factors.dtype
     if rounding:
         pixels, factors = pixels.astype(rounding), factors.astype(rounding)
-    products = jnp.einsum("pti,pio->pto", pixels, factors, preferred_element_type=dtype)
+    products = jnp.einsum("pgti,pgio->pgto", pixels, factors, preferred_element_type=dtype)
     size, (rows, columns) = transforms.size, _tile_counts(x, transforms.size)
     outputs = _transform(transforms.outputs, products)
-    outputs = outputs.reshape(size, size, -1, rows, columns, factors.shape[-1])
-    outputs = outputs.transpose(2, 3, 0, 4, 1, 5)
-    outputs = outputs.reshape(-1, size * rows, size * columns, factors.shape[-1])
+    _, groups, _, channels = outputs.shape
+    outputs = outputs.reshape(size, size, groups, -1, rows, columns, channels)
+    outputs = outputs.transpose(3, 4, 0, 5, 1, 2, 6)
+    outputs = outputs.reshape(-1, size * rows, size * columns, groups * channels)
     return outputs[:, : x.shape[1], : x.shape[2]]
 
 
@@ -178,5 +191,6 @@ def _products(x: jax.Array, size: int) -> int:
 
 
 def _transformed_bytes(x: jax.Array, kernel: jax.Array) -> int:
-    """Of an image's tiles, or of their products, whichever are wider."""
-    return _products(x, _size(x)) * max(kernel.shape[2:]) * 4
+    """Of an image's tiles, or of their products, whichever are wider, a group."""
+    groups = x.shape[-1] // kernel.shape[2]
+    return _products(x, _size(x)) * max(kernel.shape[2], kernel.shape[3] // groups) * 4
