@@ -26,10 +26,34 @@ with concurrent.futures.ThreadPoolExecutor(1) as pool:
     print([pool.submit(work).result() for _ in range(10)][-1])
 """
 
+# Whether Linux was asked for huge pages where 64 MB are taken.
+HUGE_PROGRAM = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from experiments import process
 
-def pages(how: str, **environment: str) -> int:
+if sys.argv[1] == "keep":
+    process.keep_freed_memory()
+array = np.ones(2**26, np.uint8)
+place = array.ctypes.data + 2**25
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+        here = int(found[1], 16) <= place < int(found[2], 16)
+    elif here and line.startswith("VmFlags:"):
+        print(int("hg" in line.split()))
+"""
+
+pytestmark = [
+    pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told"),
+    pytest.mark.skipif(process.has_accelerators(), reason="with accelerators nothing is told"),
+    pytest.mark.skipif("MALLOC_ARENA_MAX" in os.environ, reason="MALLOC_ARENA_MAX is set"),
+]
+
+
+def run(program: str, how: str, **environment: str) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, how],
+        [sys.executable, "-c", program, how],
         cwd=Path(__file__).resolve().parents[2],
         env={**os.environ, **environment},
         capture_output=True,
@@ -39,12 +63,18 @@ def pages(how: str, **environment: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
-@pytest.mark.skipif(process.has_accelerators(), reason="with accelerators nothing is told")
-@pytest.mark.skipif("MALLOC_ARENA_MAX" in os.environ, reason="MALLOC_ARENA_MAX is set")
 def test_memory_that_was_freed_is_taken_again() -> None:
     whole = 2**26 // os.sysconf("SC_PAGE_SIZE")
-    assert pages("keep") < whole / 100
+    assert run(PROGRAM, "keep") < whole / 100
     # A page of this may be a huge one.
-    assert pages("leave") > whole / 1000
-    assert pages("keep", MALLOC_TRIM_THRESHOLD_="131072") > whole / 1000
+    assert run(PROGRAM, "leave") > whole / 1000
+    assert run(PROGRAM, "keep", MALLOC_TRIM_THRESHOLD_="131072") > whole / 1000
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages to ask for"
+)
+def test_pages_are_huge() -> None:
+    assert run(HUGE_PROGRAM, "keep") == 1
+    # NumPy asks for some of its own in what is mapped, not in the heap.
+    assert run(HUGE_PROGRAM, "keep", MALLOC_MMAP_MAX_="0", NUMPY_MADVISE_HUGEPAGE="0") == 0
