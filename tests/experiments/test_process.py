@@ -28,13 +28,12 @@ with concurrent.futures.ThreadPoolExecutor(1) as pool:
 
 # Whether Linux was asked for huge pages where 64 MB are taken.
 HUGE_PROGRAM = """
-import re, sys
+import re
 from pathlib import Path
 import numpy as np
 from experiments import process
 
-if sys.argv[1] == "keep":
-    process.keep_freed_memory()
+process.keep_freed_memory()
 array = np.ones(2**26, np.uint8)
 place = array.ctypes.data + 2**25
 for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -51,9 +50,9 @@ pytestmark = [
 ]
 
 
-def run(program: str, how: str, **environment: str) -> int:
+def run(program: str, *arguments: str, **environment: str) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", program, how],
+        [sys.executable, "-c", program, *arguments],
         cwd=Path(__file__).resolve().parents[2],
         env={**os.environ, **environment},
         capture_output=True,
@@ -75,6 +74,6 @@ def test_memory_that_was_freed_is_taken_again() -> None:
     not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages to ask for"
 )
 def test_pages_are_huge() -> None:
-    assert run(HUGE_PROGRAM, "keep") == 1
+    assert run(HUGE_PROGRAM) == 1
     # NumPy asks for some of its own in what is mapped, not in the heap.
-    assert run(HUGE_PROGRAM, "keep", MALLOC_MMAP_MAX_="0", NUMPY_MADVISE_HUGEPAGE="0") == 0
+    assert run(HUGE_PROGRAM, MALLOC_MMAP_MAX_="0", NUMPY_MADVISE_HUGEPAGE="0") == 0
