@@ -18,9 +18,8 @@ The last is so on every backend; of the others, other backends get the plain ope
 import contextlib
 import contextvars
 import functools
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -128,8 +127,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
     Args:
       x: ``[N, H, W, C]`` images.
-      kernel: ``[h, w, C / groups, O]`` in the dtype of ``x``. The number of groups is the ratio of
-        the channels of ``x`` to those of the kernel.
+      kernel: ``[h, w, C / groups, O]`` in the dtype of ``x``, or ``[C, O]`` of one pixel. The
+        number of groups is the ratio of the channels of ``x`` to those of the kernel.
       stride: pixels between neighbouring outputs, in both directions.
 
     Returns:
@@ -138,6 +137,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     Raises:
       ValueError: the kernel's input channels do not divide those of ``x``.
     """
+    if kernel.ndim == 2:
+        kernel = kernel[None, None]
     groups, rest = divmod(x.shape[-1], kernel.shape[2])
     if rest:
         raise ValueError(
@@ -268,7 +269,7 @@ def _split(
     groups = x.shape[-1] // kernel.shape[2]
     if _by_winograd(x, kernel, stride):
         return winograd.convolve(x, kernel, rounding)
-    return _join(lambda x, kernel: _native(x, kernel, stride), groups, looped, x, kernel)
+    return _join(lambda x, kernel: _native(x, kernel, stride), groups, x, kernel)
 
 
 def _split_forward(
@@ -309,10 +310,10 @@ def _split_backward(
             return _kernel_gradient(x, gradient, kernel.shape[:2], stride)
         return jax.vjp(lambda kernel: _native(x, kernel, stride), kernel)[1](gradient)[0]
 
-    x_gradient = _join(of_x, groups, looped, x, kernel, gradient)
+    x_gradient = _join(of_x, groups, x, kernel, gradient)
     if looped:
         return x_gradient, _kernel_gradient(x, gradient, kernel.shape[:2], stride, groups)
-    return x_gradient, _join(of_kernel, groups, looped, x, kernel, gradient)
+    return x_gradient, _join(of_kernel, groups, x, kernel, gradient)
 
 
 _split.defvjp(_split_forward, _split_backward)
@@ -330,19 +331,22 @@ def _by_winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     )
 
 
-def _join(
-    function: Callable[..., _Arrays], groups: int, looped: bool, *arrays: jax.Array
-) -> _Arrays:
+def _join(function: Callable[..., _Arrays], groups: int, *arrays: jax.Array) -> _Arrays:
     """A function of each group of the arrays' channels, their last axis, joined along them."""
-    places: Iterable[int | jax.Array] = (
-        opaque_range(groups) if looped and groups > 1 else range(groups)
-    )
+    if groups == 1:
+        return function(*arrays)
 
-    def part(array: jax.Array, place: int | jax.Array) -> jax.Array:
-        width = array.shape[-1] // groups
-        return lax.dynamic_slice_in_dim(array, place * width, width, axis=-1)
+    @jax.jit  # So that it is traced once.
+    def of_group(place: jax.Array, *arrays: jax.Array) -> _Arrays:
+        parts = [
+            lax.dynamic_index_in_dim(
+                _grouped(array, groups), place, -2, keepdims=False, allow_negative_indices=False
+            )
+            for array in arrays
+        ]
+        return function(*parts)
 
-    found = [function(*(part(array, place) for array in arrays)) for place in places]
+    found = [of_group(place, *arrays) for place in opaque_range(groups)]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *found)
 
 
@@ -376,12 +380,14 @@ def _window_products(
     """``[groups, pixels' channels, h * w, windows' channels]``, summed over images and pixels."""
     rows, columns = pixels.shape[1:3]
     dtype = jnp.promote_types(pixels.dtype, jnp.float32)
+    positions = math.prod(window)
 
     def seen(part: jax.Array) -> jax.Array:
         padded = jnp.pad(part, ((0, 0), *padding, (0, 0)))
-        places = itertools.product(*map(range, window))
-        shifted = [padded[:, top::stride, left::stride][:, :rows, :columns] for top, left in places]
-        return jnp.stack(shifted, axis=3)
+        above = [padded[:, top::stride][:, :rows] for top in range(window[0])]
+        tall = jnp.stack(above, axis=3)
+        beside = [tall[:, :, left::stride][:, :, :columns] for left in range(window[1])]
+        return jnp.stack(beside, axis=4).reshape(*beside[0].shape[:3], positions, -1)
 
     def product(windowed: jax.Array, pixels: jax.Array) -> jax.Array:
         return jnp.einsum(
@@ -391,7 +397,6 @@ def _window_products(
             preferred_element_type=dtype,
         )
 
-    positions = math.prod(window)
     bytes_an_image = positions * rows * columns * windowed.shape[-1] * windowed.dtype.itemsize
     _, total = in_portions(
         lambda windowed, pixels: ((), product(windowed, pixels)),

@@ -154,8 +154,9 @@ class ScaledKernel(NamedTuple):
     bias: jax.Array
 
     def weights(self, dtype: jnp.dtype) -> "Affine":
-        """The kernel, standardized, and the bias, in ``dtype``."""
-        return Affine(standardize(self.w, self.gain).astype(dtype), self.bias.astype(dtype))
+        """The kernel, standardized, and the bias, in ``dtype``; of one pixel, a matrix."""
+        w = self.w[0, 0] if self.w.shape[:2] == (1, 1) else self.w
+        return Affine(standardize(w, self.gain).astype(dtype), self.bias.astype(dtype))
 
 
 class Affine(NamedTuple):

@@ -13,7 +13,13 @@ Tree = TypeVar("Tree")
 @jax.custom_vjp
 def stack(trees: Sequence[Tree]) -> Tree:
     """One tree of arrays ``[len(trees), ...]`` from trees of the same form and shapes."""
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
+
+    def joined(*arrays: jax.Array) -> jax.Array:
+        # ``jnp.stack`` would first give each of some thousand arrays an axis of its own.
+        shape = arrays[0].shape
+        return jnp.stack(arrays) if shape == () else lax.concatenate(arrays, 0).reshape(-1, *shape)
+
+    return jax.tree.map(joined, *trees)
 
 
 def _stack_forward(trees: Sequence[Tree]) -> tuple[Tree, int]:
@@ -21,12 +27,18 @@ def _stack_forward(trees: Sequence[Tree]) -> tuple[Tree, int]:
 
 
 def _stack_backward(length: int, gradient: Tree) -> tuple[list[Tree]]:
-    def take(place: jax.Array) -> Tree:
-        return jax.tree.map(
-            lambda array: lax.dynamic_index_in_dim(array, place, keepdims=False), gradient
-        )
+    return ([_entry(gradient, place) for place in opaque_range(length)],)
 
-    return ([take(place) for place in opaque_range(length)],)
+
+@jax.jit  # So that it is traced once.
+def _entry(tree: Tree, place: jax.Array) -> Tree:
+    def taken(array: jax.Array) -> jax.Array:
+        starts: list[int | jax.Array] = [place, *[0] * (array.ndim - 1)]
+        sizes = (1, *array.shape[1:])
+        found = lax.dynamic_slice(array, starts, sizes, allow_negative_indices=False)
+        return lax.squeeze(found, (0,))
+
+    return jax.tree.map(taken, tree)
 
 
 stack.defvjp(_stack_forward, _stack_backward)

@@ -152,14 +152,34 @@ def nf_block(
       ``[N, ceil(H / stride), ceil(W / stride), O]``.
     """
     reduce, *spatial, expand = weights.convolutions
-    activated = activation(x) if beta is None else activation(x) * beta
-    shortcut = x
-    if weights.shortcut is not None:
+
+    # What is cheap is computed anew, not kept for the gradient: each array that the body of a loop
+    # keeps is code of its own.
+    @jax.checkpoint
+    def entered(
+        shortcut: layers.Affine | None, reduce: layers.Affine, x: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        activated = activation(x) if beta is None else activation(x) * beta
+        branch = layers.convolve(reduce, activated)
+        if shortcut is None:
+            return x, branch
         if form.pools_shortcut and stride > 1:
-            shortcut = layers.convolve(weights.shortcut, layers.average_pool(activated))
-        else:
-            shortcut = layers.convolve(weights.shortcut, activated, stride)
-    branch = layers.convolve(reduce, activated)
+            return layers.convolve(shortcut, layers.average_pool(activated)), branch
+        return layers.convolve(shortcut, activated, stride), branch
+
+    @jax.checkpoint
+    def weighed(weights: BlockWeights, branch: jax.Array) -> jax.Array:
+        # All that scales the branch does so in one pass over it.
+        scale = jnp.ones((1, 1), x.dtype)
+        if weights.skip_gain is not None:
+            scale *= alpha * weights.skip_gain
+        if weights.squeeze_excite is not None and not form.excites_bottleneck:
+            scale = _twice_excited(weights.squeeze_excite, branch) * scale
+        if keep is not None:
+            scale = jnp.where(keep[:, None], scale, 0)
+        return branch * scale[:, None, None, :]
+
+    shortcut, branch = entered(weights.shortcut, reduce, x)
     for index, convolution in enumerate(spatial):
         branch = layers.convolve_activated(
             convolution, branch, activation, stride if index == 0 else 1
@@ -167,15 +187,7 @@ def nf_block(
     if weights.squeeze_excite is not None and form.excites_bottleneck:
         branch *= _twice_excited(weights.squeeze_excite, branch)[:, None, None, :]
     branch = layers.convolve_activated(expand, branch, activation)
-    # All that scales the branch does so in one pass over it.
-    scale = jnp.ones((1, 1), x.dtype)
-    if weights.skip_gain is not None:
-        scale *= alpha * weights.skip_gain
-    if weights.squeeze_excite is not None and not form.excites_bottleneck:
-        scale = _twice_excited(weights.squeeze_excite, branch) * scale
-    if keep is not None:
-        scale = jnp.where(keep[:, None], scale, 0)
-    return shortcut + branch * scale[:, None, None, :]
+    return shortcut + weighed(weights, branch)
 
 
 def _twice_excited(weights: tuple[layers.Affine, layers.Affine], x: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from jax import lax
 
 _Each = TypeVar("_Each")
 _Sum = TypeVar("_Sum")
+_Tree = TypeVar("_Tree")
 
 
 def in_portions(
@@ -28,13 +29,24 @@ def in_portions(
     size = max(size for size in range(1, most + 1) if images % size == 0)
     if size == images:
         return function(*arrays)
-    portions = jax.tree.map(lambda array: array.reshape(-1, size, *array.shape[1:]), arrays)
+    # The axis of one image is there in the loop only: XLA's CPU backend copies what has it outside.
+    axes = () if size == 1 else (size,)
 
-    def add(total: _Sum, portion: tuple[Any, ...]) -> tuple[_Sum, _Each]:
-        each, some = function(*portion)
+    def portion(*arrays: Any) -> tuple[_Each, _Sum]:
+        each, some = function(*_leading(arrays, len(axes), size))
+        return _leading(each, 1, *axes), some
+
+    def add(total: _Sum, arrays: Any) -> tuple[_Sum, _Each]:
+        each, some = portion(*arrays)
         return jax.tree.map(jnp.add, total, some), each
 
-    _, shapes = jax.eval_shape(function, *jax.tree.map(lambda array: array[0], portions))
+    portions = _leading(arrays, 1, -1, *axes)
+    _, shapes = jax.eval_shape(portion, *jax.tree.map(lambda array: array[0], portions))
     zero = jax.tree.map(lambda some: jnp.zeros(some.shape, some.dtype), shapes)
     total, each = lax.scan(add, zero, portions)
-    return jax.tree.map(lambda array: array.reshape(images, *array.shape[2:]), each), total
+    return _leading(each, 1 + len(axes), images), total
+
+
+def _leading(arrays: _Tree, before: int, *axes: int) -> _Tree:
+    """Arrays with these in place of so many leading axes."""
+    return jax.tree.map(lambda array: array.reshape(*axes, *array.shape[before:]), arrays)
