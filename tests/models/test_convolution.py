@@ -1,4 +1,5 @@
 import contextlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import pytest
 from jax import lax
 
 from nfnets_jax.models import convolution
-from nfnets_jax.models.convolution import conv2d, conv2d_max_pool, in_loop, rounded
+from nfnets_jax.models.convolution import conv2d, conv2d_max_pool, in_loop, plain, rounded
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,13 @@ def test_rounded_products_are_wrong_by_a_few_percent(
     for wrong, right in zip(results(True), results(False), strict=True):
         error = np.std(wrong - right) / np.std(right)
         assert 1e-3 < error < 0.03
+
+
+@pytest.mark.parametrize("form", [contextlib.nullcontext, plain])
+def test_a_kernel_of_one_pixel_may_be_a_matrix(form: Any) -> None:
+    x, kernel = jax.random.normal(jax.random.key(0), (2, 5, 5, 8)), jnp.ones((1, 1, 8, 4))
+    with form():
+        np.testing.assert_array_equal(conv2d(x, kernel[0, 0], 2), conv2d(x, kernel, 2))
 
 
 def test_channels_must_fit() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 import nfnets_jax
 from nfnets_jax.errors import InputError
+from nfnets_jax.models.layers import scaled_activation
+from nfnets_jax.models.nf_block import nf_block
 from tests import golden
 
 PUBLISHED = [
@@ -190,6 +192,20 @@ def test_loops_and_rematerialization_change_nothing(
     actual = loss_and_gradient(name, looped_blocks=looped_blocks, remat=remat)
     for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_a_block_keeps_for_its_gradient_what_its_convolutions_made() -> None:
+    model = nfnets_jax.create_model("nfnet_micro", 10, depth=(1, 2, 1))
+    images = jnp.zeros((2, 16, 16, 3))
+    params, _ = model.init(jax.random.key(0), images)
+    weights = model.prepare(params, images).stages[1].rest[0]
+    x = jnp.ones((2, 8, 8, 128))
+    form, activation = model.config.family.block, scaled_activation("gelu")
+    run = functools.partial(nf_block, form=form, activation=activation, alpha=0.2)
+    _, backward = jax.vjp(lambda weights, x: run(weights, x, beta=0.9), weights, x)
+    given = {id(array) for array in jax.tree.leaves((weights, x))}
+    kept = [array.shape for array in jax.tree.leaves(backward) if id(array) not in given]
+    assert kept == [(2, 8, 8, 64)] * 3 + [(2, 8, 8, 128)]
 
 
 @pytest.mark.slow
