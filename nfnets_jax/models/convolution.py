@@ -384,6 +384,7 @@ def _window_products(
 
     def seen(part: jax.Array) -> jax.Array:
         padded = jnp.pad(part, ((0, 0), *padding, (0, 0)))
+        # By rows, then by columns: two kernels to compile, and fewer copies, than window by window.
         above = [padded[:, top::stride][:, :rows] for top in range(window[0])]
         tall = jnp.stack(above, axis=3)
         beside = [tall[:, :, left::stride][:, :, :columns] for left in range(window[1])]

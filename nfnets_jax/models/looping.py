@@ -32,13 +32,12 @@ def _stack_backward(length: int, gradient: Tree) -> tuple[list[Tree]]:
 
 @jax.jit  # So that it is traced once.
 def _entry(tree: Tree, place: jax.Array) -> Tree:
-    def taken(array: jax.Array) -> jax.Array:
-        starts: list[int | jax.Array] = [place, *[0] * (array.ndim - 1)]
-        sizes = (1, *array.shape[1:])
-        found = lax.dynamic_slice(array, starts, sizes, allow_negative_indices=False)
-        return lax.squeeze(found, (0,))
-
-    return jax.tree.map(taken, tree)
+    return jax.tree.map(
+        lambda array: lax.dynamic_index_in_dim(
+            array, place, keepdims=False, allow_negative_indices=False
+        ),
+        tree,
+    )
 
 
 stack.defvjp(_stack_forward, _stack_backward)
