@@ -20,9 +20,10 @@ Example:
 """
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,8 @@ Mask = Any | Callable[[optax.Params], Any]
 # Where optax has a rule for the rank, these axes run inside a unit: [I, O], [I, heads, O], HWIO,
 # DHWIO.
 _AXES_BY_RANK = {2: (0,), 3: (0,), 4: (0, 1, 2), 5: (0, 1, 2, 3)}
+# Smaller arrays are as well computed twice as written: each that is written is compiled for.
+_LARGE = 2**14
 
 
 class ScheduleState(NamedTuple):
@@ -187,12 +190,44 @@ def _momentum(decay: float, nesterov: bool) -> optax.GradientTransformation:
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        state = jax.lax.optimization_barrier(accumulate.update(updates, state, params)[1])
+        state = materialized(accumulate.update(updates, state, params)[1])
         if not nesterov:
             return state.trace, state
         return jax.tree.map(lambda g, trace: g + decay * trace, updates, state.trace), state
 
     return optax.GradientTransformation(accumulate.init, update)
+
+
+@jax.custom_jvp
+def materialized(arrays: Any) -> Any:
+    """A tree of arrays as it is, the large ones written to memory: XLA computes none of them twice.
+
+    It would, inside of whatever reads them, and whatever they are made of could then not be
+    replaced in place. Its CPU backend (jax 0.10.2) drops ``lax.optimization_barrier`` before it
+    decides; there the arrays pass by a loop that is never entered, which XLA cannot know.
+    """
+    if jax.default_backend() != "cpu":
+        return lax.optimization_barrier(arrays)
+    leaves, form = jax.tree.flatten(arrays)
+    large = [leaf for leaf in leaves if leaf.size >= _LARGE]
+    if not large:
+        return arrays
+    # To XLA, any number times 0 may be negative.
+    enters = jnp.real(large[0][(0,) * large[0].ndim]) * 0 < 0
+    _, large = lax.while_loop(
+        lambda loop: loop[0],
+        lambda loop: (~loop[0], jax.tree.map(jnp.negative, loop[1])),
+        (enters, large),
+    )
+    written = iter(large)
+    return jax.tree.unflatten(
+        form, [next(written) if leaf.size >= _LARGE else leaf for leaf in leaves]
+    )
+
+
+@materialized.defjvp
+def _materialized_derivative(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    return materialized(*primals), tangents[0]
 
 
 class UnitStatistics(NamedTuple):
@@ -336,13 +371,8 @@ def unit_ratios(
     Arguments are its own. Returns, in the form of the gradients, each unit's gradient norm over its
     weight norm, float32 or wider, with axes of length 1 where norms were taken.
     """
-    leaves = _leaves(gradients, params, unit_axes)
-
-    def ratio(leaf: _Leaf, gradient_norm: jax.Array, weight_norm: jax.Array) -> jax.Array:
-        del leaf
-        return gradient_norm / jnp.maximum(weight_norm, eps)
-
-    ratios = iter(_of_norms(leaves, ratio))
+    norms = _norms(_leaves(gradients, params, unit_axes))
+    ratios = (gradient / jnp.maximum(weight, eps) for gradient, weight in norms)
     return jax.tree.map(lambda _: next(ratios), gradients)
 
 
@@ -734,65 +764,72 @@ def _name(path: Path) -> str:
     return name.removesuffix("/value") if of_variable else name
 
 
-# Of a leaf, the norms of its units' gradients and weights, with axes of length 1 where they were
-# taken, to a figure of each unit.
-_Figure = Callable[[_Leaf, jax.Array, jax.Array], jax.Array]
+def _norms(leaves: Sequence[_Leaf]) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Of each leaf's units, the norms of gradients and weights, with axes of length 1 in between.
 
-
-def _of_norms(leaves: Sequence[_Leaf], figure: _Figure) -> list[jax.Array]:
-    """A figure of each leaf's units, by norms in float32 or wider."""
-    # Elsewhere a branch makes the device wait for the host: there is one for all leaves.
-    one_by_one = jax.default_backend() == "cpu"
-    groups = [[leaf] for leaf in leaves] if one_by_one else [leaves]
-    return [value for group in groups for value in _in_one_branch(group, figure)]
-
-
-def _in_one_branch(leaves: Sequence[_Leaf], figure: _Figure) -> list[jax.Array]:
-    sums = [_squares(leaf.gradient, leaf) for leaf in leaves]
-    weights = [_root(_squares(leaf.param, leaf)) for leaf in leaves]
-    finite = jnp.array([jnp.all(jnp.isfinite(total)) for total in sums]).all()
+    They are float32 or wider.
+    """
+    sums = [_squares(leaf.gradient, leaf.axes, leaf.mesh_axes()) for leaf in leaves]
+    weights = [_root(_squares(leaf.param, leaf.axes, leaf.mesh_axes())) for leaf in leaves]
+    largest = jnp.zeros(())
+    for total in sums:
+        largest = jnp.maximum(largest, jnp.max(total, initial=0))
+    finite = jnp.isfinite(largest)
     if names := {name for leaf in leaves for name in leaf.mesh_axes()}:
         finite = lax.pmin(finite.astype(jnp.int32), tuple(sorted(names))) > 0
-    # Squares of a huge gradient overflow; only then it is read once more. The figures are made
-    # inside of the branches, as XLA would compute those outside anew for each number that they
-    # scale.
-    return lax.cond(
+    # Squares of a huge gradient overflow; only then it is read once more. There is one branch for
+    # all leaves, as a GPU waits for the host at each.
+    gradients = lax.cond(
         finite,
+        lambda: [_root(total) for total in sums],
         lambda: [
-            figure(leaf, _root(total), norm)
-            for leaf, total, norm in zip(leaves, sums, weights, strict=True)
-        ],
-        lambda: [
-            figure(leaf, _huge_norm(leaf, total), norm)
-            for leaf, total, norm in zip(leaves, sums, weights, strict=True)
+            _huge_norm(leaf.gradient, total, leaf.axes, leaf.mesh_axes())
+            for leaf, total in zip(leaves, sums, strict=True)
         ],
     )
+    return zip(gradients, weights, strict=True)
 
 
-def _huge_norm(leaf: _Leaf, total: jax.Array) -> jax.Array:
-    """The norms of the gradient's units, where sums of squares may have overflown."""
+# What is done to every leaf is traced once for each shape: networks have some thousand leaves.
+@functools.partial(jax.jit, static_argnames=("axes", "mesh_axes"))
+def _huge_norm(
+    gradient: jax.Array, total: jax.Array, axes: tuple[int, ...], mesh_axes: tuple[str, ...]
+) -> jax.Array:
+    """The norms of the gradient's units, where ``total``, sums of squares, may have overflown."""
     limit = jnp.finfo(total.dtype)
     shrink = 2.0 ** -(5 * limit.maxexp // 8)
-    shrunk = _squares(leaf.gradient, leaf, shrink)
+    shrunk = _squares(gradient, axes, mesh_axes, shrink)
     # What is finite and yet too long to be written is as long as can be written.
     norm = jnp.where(jnp.isfinite(shrunk), jnp.minimum(_root(shrunk) / shrink, limit.max), jnp.inf)
-    return jnp.where(jnp.isinf(total), norm, _root(total))
+    return jnp.where(total == jnp.inf, norm, _root(total))
 
 
-def _squares(x: jax.Array, leaf: _Leaf, shrink: float = 1.0) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("axes", "mesh_axes", "shrink"))
+def _squares(
+    x: jax.Array, axes: tuple[int, ...], mesh_axes: tuple[str, ...], shrink: float = 1.0
+) -> jax.Array:
     """Sums of squares over the axes of a unit, on all devices that it is split over."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if shrink != 1:
         # Without the barrier XLA may take the square before it makes it small.
         wide = lax.optimization_barrier(wide * shrink)
     squares = jnp.real(wide * jnp.conj(wide)) if jnp.iscomplexobj(wide) else jnp.square(wide)
-    total = jnp.sum(squares, axis=leaf.axes, keepdims=True)
-    return lax.psum(total, names) if (names := leaf.mesh_axes()) else total
+    total = jnp.sum(squares, axis=axes, keepdims=True)
+    return lax.psum(total, mesh_axes) if mesh_axes else total
 
 
+@jax.custom_jvp
 def _root(squares: jax.Array) -> jax.Array:
     """The square root, whose derivative at 0 is 0: who differentiates a step gets no NaN."""
-    return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))
+    return jnp.sqrt(squares)
+
+
+@_root.defjvp
+def _root_derivative(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    root = _root(*primals)
+    return root, tangents[0] * jnp.where(root == 0, 0, 0.5 / jnp.where(root == 0, 1, root))
 
 
 def _limit(leaf: _Leaf, clipping: Clipping, step: jax.Array | None) -> Any:
@@ -815,21 +852,25 @@ def _clip(
 ) -> list[jax.Array]:
     """The leaves' gradients, clipped."""
     limits = {leaf.name: _limit(leaf, clipping, step) for leaf in leaves}
-
-    def scale(leaf: _Leaf, gradient_norm: jax.Array, weight_norm: jax.Array) -> jax.Array:
-        largest = limits[leaf.name] * jnp.maximum(weight_norm, eps)
-        clips = (gradient_norm > largest) & jnp.isfinite(gradient_norm)
-        # By 1 a gradient passes as it came, be it not finite. And 0 / 0 is kept out of the branch
-        # not taken: its derivative would be NaN.
-        return jnp.where(clips, largest / jnp.where(clips, gradient_norm, 1), 1)
-
-    scales = iter(_of_norms([leaf for leaf in leaves if limits[leaf.name] is not None], scale))
+    clipped = [leaf for leaf in leaves if limits[leaf.name] is not None]
+    norms = _norms(clipped)
+    scales = {leaf.name: _scale(*next(norms), limits[leaf.name], eps) for leaf in clipped}
     return [
         leaf.gradient
-        if limits[leaf.name] is None
-        else (leaf.gradient * next(scales)).astype(leaf.gradient.dtype)
+        if leaf.name not in scales
+        else (leaf.gradient * scales[leaf.name]).astype(leaf.gradient.dtype)
         for leaf in leaves
     ]
+
+
+@jax.jit
+def _scale(gradient_norm: jax.Array, weight_norm: jax.Array, limit: Any, eps: float) -> jax.Array:
+    """What clips gradients of these norms."""
+    largest = limit * jnp.maximum(weight_norm, eps)
+    clips = (gradient_norm > largest) & jnp.isfinite(gradient_norm)
+    # By 1 a gradient passes as it came, be it not finite. And 0 / 0 is kept out of the branch not
+    # taken: its derivative would be NaN.
+    return jnp.where(clips, largest / jnp.where(clips, gradient_norm, 1), 1)
 
 
 def _statistics(
@@ -843,16 +884,11 @@ def _statistics(
 ) -> list[UnitStatistics]:
     """Of each leaf; where it is not time to look, with the quantiles from before."""
     limits = [_limit(leaf, clipping, step) for leaf in leaves]
-
-    def finite_ratio(leaf: _Leaf, gradient_norm: jax.Array, weight_norm: jax.Array) -> jax.Array:
-        del leaf
+    ratios = []
+    for leaf, (gradient_norm, weight_norm) in zip(leaves, _norms(leaves), strict=True):
         ratio = gradient_norm / jnp.maximum(weight_norm, eps)
-        return jnp.where(jnp.isfinite(gradient_norm), ratio, jnp.nan)
-
-    ratios = [
-        _of_all_devices(ratio, leaf).ravel().astype(jnp.float32)
-        for leaf, ratio in zip(leaves, _of_norms(leaves, finite_ratio), strict=True)
-    ]
+        finite = jnp.where(jnp.isfinite(gradient_norm), ratio, jnp.nan)
+        ratios.append(_of_all_devices(finite, leaf).ravel().astype(jnp.float32))
 
     def look() -> list[jax.Array]:
         return [

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.models.convolution import in_loop
 from nfnets_jax.models.registry import Model
+from nfnets_jax.optax_agc import materialized
 from nfnets_jax.training import objective
 from nfnets_jax.training.sharpness import SAM, ascend
 from nfnets_jax.training.telemetry import Look
@@ -70,14 +71,13 @@ def apply_gradients(
     The average decays by at most ``(1 + step) / (10 + step)``, so that it soon forgets its start.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    # Without the barrier, XLA may compute the parameters once more in the loops of their average.
-    params = lax.optimization_barrier(optax.apply_updates(state.params, updates))
+    params = materialized(optax.apply_updates(state.params, updates))
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     return state._replace(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
-        ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+        ema_params=materialized(optax.incremental_update(params, state.ema_params, 1 - decay)),
     )
 
 
@@ -151,6 +151,9 @@ def make_update(
         return grads, model_state, metrics
 
     def update(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+        # Past pmap's axis of one device: arrays that lose it in the loop that changes them are not
+        # changed in place.
+        state = materialized(state)
         examples = len(batch["image"])
         keys = _example_keys(state, examples)
         params = state.params

@@ -55,6 +55,22 @@ def test_without_clipping_the_recipe_is_sgd() -> None:
     jax.tree.map(np.testing.assert_allclose, *updates)
 
 
+def test_a_step_of_large_arrays_and_its_derivative_are_those_of_sgd() -> None:
+    params, grads = {"w": random(0, (128, 130))}, {"w": random(1, (128, 130))}
+    ours = optax_agc.sgd_agc(0.1, weight_decay=0.2, clipping=None)
+    decay = optax.add_decayed_weights(0.2)
+    expected = optax.chain(decay, optax.sgd(0.1, momentum=0.9, nesterov=True))
+
+    def derivative(optimizer: optax.GradientTransformation) -> Any:
+        def moved(params: Any) -> tuple[jax.Array, Any]:
+            updates, _ = optimizer.update(grads, optimizer.init(params), params)
+            return jnp.sum(updates["w"] ** 2), updates
+
+        return jax.jit(jax.grad(moved, has_aux=True))(params)
+
+    jax.tree.map(assert_close, derivative(ours), derivative(expected))
+
+
 def test_adamw_agc_is_adamw_of_clipped_gradients() -> None:
     ours = optax_agc.adamw_agc(0.1, b2=0.99, weight_decay=0.3, clipping=0.02)
     adamw = optax.adamw(0.1, b2=0.99, weight_decay=0.3)

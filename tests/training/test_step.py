@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,30 @@ def test_losses_are_the_same_on_any_number_of_devices(losses: dict[int, list[flo
 
 def test_repeating_a_batch_lowers_its_loss(losses: dict[int, list[float]]) -> None:
     assert losses[1][-1] < losses[1][0] - 0.1
+
+
+def test_a_step_replaces_large_arrays_in_place() -> None:
+    model = nfnets_jax.create_model(
+        "nfnet_micro", 10, depth=(1,), width=(128,), strides=(1,), group_size=64
+    )
+    optimizer, devices = optax_agc.sgd_agc(0.5), jax.devices()[:1]
+    update: Any = step.make_update(
+        model,
+        optimizer,
+        dataset(1, 0.5, 0.3),
+        label_smoothing=0.1,
+        ema_decay=0.99,
+        devices=devices,
+    )
+    state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
+    batch = step.transfer(
+        {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, int)}, devices
+    )
+    large = {param.shape for param in jax.tree.leaves(state.params) if param.size >= 2**14}
+    assert large
+    program = update.lower(state, batch).compile().as_text()
+    copied = re.findall(r" = f32\[([\d,]+)\]\S* copy\(", program)
+    assert not large & {tuple(map(int, shape.split(","))) for shape in copied}
 
 
 def test_evaluation_leaves_masked_examples_out() -> None:
