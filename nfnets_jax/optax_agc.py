@@ -41,8 +41,6 @@ Mask = Any | Callable[[optax.Params], Any]
 # Where optax has a rule for the rank, these axes run inside a unit: [I, O], [I, heads, O], HWIO,
 # DHWIO.
 _AXES_BY_RANK = {2: (0,), 3: (0,), 4: (0, 1, 2), 5: (0, 1, 2, 3)}
-# Smaller arrays are as well computed twice as written: each that is written is compiled for.
-_LARGE = 2**14
 
 
 class ScheduleState(NamedTuple):
@@ -200,16 +198,16 @@ def _momentum(decay: float, nesterov: bool) -> optax.GradientTransformation:
 
 @jax.custom_jvp
 def materialized(arrays: Any) -> Any:
-    """A tree of arrays as it is, the large ones written to memory: XLA computes none of them twice.
+    """A tree of arrays as it is, large ones of floats written to memory: none is computed twice.
 
-    It would, inside of whatever reads them, and whatever they are made of could then not be
+    XLA would, inside of whatever reads them, and whatever they are made of could then not be
     replaced in place. Its CPU backend (jax 0.10.2) drops ``lax.optimization_barrier`` before it
     decides; there the arrays pass by a loop that is never entered, which XLA cannot know.
     """
     if jax.default_backend() != "cpu":
         return lax.optimization_barrier(arrays)
     leaves, form = jax.tree.flatten(arrays)
-    large = [leaf for leaf in leaves if leaf.size >= _LARGE]
+    large = [leaf for leaf in leaves if _is_large(leaf)]
     if not large:
         return arrays
     # To XLA, any number times 0 may be negative.
@@ -220,14 +218,17 @@ def materialized(arrays: Any) -> Any:
         (enters, large),
     )
     written = iter(large)
-    return jax.tree.unflatten(
-        form, [next(written) if leaf.size >= _LARGE else leaf for leaf in leaves]
-    )
+    return jax.tree.unflatten(form, [next(written) if _is_large(leaf) else leaf for leaf in leaves])
 
 
 @materialized.defjvp
 def _materialized_derivative(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     return materialized(*primals), tangents[0]
+
+
+def _is_large(array: jax.Array) -> bool:
+    # Smaller ones are as well computed twice as written: each that is written is compiled for.
+    return array.size >= 2**14 and jnp.issubdtype(array.dtype, jnp.inexact)
 
 
 class UnitStatistics(NamedTuple):
@@ -765,9 +766,9 @@ def _name(path: Path) -> str:
 
 
 def _norms(leaves: Sequence[_Leaf]) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Of each leaf's units, the norms of gradients and weights, with axes of length 1 in between.
+    """Of each leaf's units, the norms of gradients and weights, in float32 or wider.
 
-    They are float32 or wider.
+    They have axes of length 1 where they were taken.
     """
     sums = [_squares(leaf.gradient, leaf.axes, leaf.mesh_axes()) for leaf in leaves]
     weights = [_root(_squares(leaf.param, leaf.axes, leaf.mesh_axes())) for leaf in leaves]

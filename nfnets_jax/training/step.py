@@ -151,8 +151,8 @@ def make_update(
         return grads, model_state, metrics
 
     def update(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
-        # Past pmap's axis of one device: arrays that lose it in the loop that changes them are not
-        # changed in place.
+        # Here arrays lose pmap's axis of one device, which they get back at the end: what would do
+        # so besides other work could not replace them in place.
         state = materialized(state)
         examples = len(batch["image"])
         keys = _example_keys(state, examples)
