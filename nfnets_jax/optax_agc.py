@@ -772,6 +772,7 @@ def _norms(leaves: Sequence[_Leaf]) -> Iterator[tuple[jax.Array, jax.Array]]:
     """
     sums = [_squares(leaf.gradient, leaf.axes, leaf.mesh_axes()) for leaf in leaves]
     weights = [_root(_squares(leaf.param, leaf.axes, leaf.mesh_axes())) for leaf in leaves]
+    # By the largest sum: for the sum of all, XLA would square the gradients once more.
     largest = jnp.zeros(())
     for total in sums:
         largest = jnp.maximum(largest, jnp.max(total, initial=0))
