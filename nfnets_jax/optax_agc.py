@@ -178,11 +178,7 @@ def _agc(
 
 
 def _momentum(decay: float, nesterov: bool) -> optax.GradientTransformation:
-    """``optax.trace`` that steps from the accumulated gradient as it was written to memory.
-
-    XLA would compute it once more for the step; reading the old one a second time, it could then
-    not be replaced in place.
-    """
+    """``optax.trace`` that steps from the accumulated gradient as it was written to memory."""
     accumulate = optax.trace(decay)
 
     def update(

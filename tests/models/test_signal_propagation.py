@@ -34,8 +34,13 @@ def gaussian_images() -> jax.Array:
     return jax.random.normal(jax.random.key(1), (8, 64, 64, 3))
 
 
-def measure(name: str, images: jax.Array, **overrides: Any) -> tuple[np.ndarray, np.ndarray]:
-    """``variances_and_shifts`` of a model of so many stages of one block each."""
+def measure(
+    name: str, images: jax.Array, draws: int = 1, **overrides: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """``variances_and_shifts`` of a model of so many stages of one block each.
+
+    They are means over so many draws of parameters: of deep networks, each is far off by itself.
+    """
     model = nfnets_jax.create_model(name, 10, features=True, **overrides)
 
     @jax.jit
@@ -45,9 +50,13 @@ def measure(name: str, images: jax.Array, **overrides: Any) -> tuple[np.ndarray,
         params = jax.tree.map(lambda param: param + 1.0 if param.ndim == 0 else param, params)
         return model.apply(params, state, None, images, False)[0]
 
-    outputs = run(jax.random.key(0))
     blocks = len(overrides["depth"])
-    return variances_and_shifts([outputs[f"stage_{i + 1}"] for i in range(blocks)])
+    drawn = []
+    for seed in range(draws):
+        outputs = run(jax.random.key(seed))
+        drawn.append(variances_and_shifts([outputs[f"stage_{i + 1}"] for i in range(blocks)]))
+    variances, shifts = np.mean(drawn, axis=0)
+    return variances, shifts
 
 
 @pytest.mark.parametrize(
@@ -115,14 +124,14 @@ def test_every_block_of_every_normalizer_free_model_keeps_to_it(name: str) -> No
     variances, shifts = measure(
         name,
         gaussian_images()[:2],
+        draws=6,
         width=tuple(widths),
         depth=ones,
         strides=ones,
         stem=((64, 2),),
         group_size=config.group_size and min(config.group_size, 16),
     )
-    # After some fifty blocks they are up to 18% larger.
-    np.testing.assert_allclose(variances, expected, rtol=0.2)
+    np.testing.assert_allclose(variances, expected, rtol=0.15)
     assert shifts.max() < 0.1
 
 

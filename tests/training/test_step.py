@@ -14,6 +14,7 @@ import nfnets_jax
 from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import ArraySource, Dataset
 from nfnets_jax.errors import InputError
+from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective, step
 from nfnets_jax.training.optimizers import learning_rate
 from nfnets_jax.training.sharpness import SAM
@@ -23,6 +24,27 @@ from tests import golden
 def dataset(channels: int, mean: float, std: float) -> Dataset:
     none = ArraySource(np.zeros((0, 8, 8, channels), np.uint8), np.zeros(0))
     return Dataset(none, None, (), channels, (mean,) * channels, (std,) * channels)
+
+
+GRAY = dataset(1, 0.5, 0.3)
+
+
+def make_update(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    devices: list[jax.Device],
+    **settings: Any,
+) -> Any:
+    """An update by small gray images."""
+    return step.make_update(
+        model,
+        optimizer,
+        GRAY,
+        label_smoothing=0.1,
+        ema_decay=0.99,
+        devices=devices,
+        **settings,
+    )
 
 
 def test_f0_trains_as_published(shared: Path) -> None:
@@ -99,15 +121,7 @@ def train(devices: int, micro_batch_size: int = 0) -> list[float]:
         {"image": rng.integers(0, 256, (16, 8, 8, 1), np.uint8), "label": rng.integers(0, 10, 16)},
         used,
     )
-    update = step.make_update(
-        model,
-        optimizer,
-        dataset(1, 0.5, 0.3),
-        label_smoothing=0.1,
-        ema_decay=0.99,
-        devices=used,
-        micro_batch_size=micro_batch_size,
-    )
+    update = make_update(model, optimizer, used, micro_batch_size=micro_batch_size)
     state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), used)
     losses = []
     for _ in range(10):
@@ -141,14 +155,7 @@ def test_a_step_replaces_large_arrays_in_place() -> None:
         "nfnet_micro", 10, depth=(1,), width=(128,), strides=(1,), group_size=64
     )
     optimizer, devices = optax_agc.sgd_agc(0.5), jax.devices()[:1]
-    update: Any = step.make_update(
-        model,
-        optimizer,
-        dataset(1, 0.5, 0.3),
-        label_smoothing=0.1,
-        ema_decay=0.99,
-        devices=devices,
-    )
+    update = make_update(model, optimizer, devices)
     state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
     batch = step.transfer(
         {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, int)}, devices
@@ -166,7 +173,7 @@ def test_evaluation_leaves_masked_examples_out() -> None:
     image = rng.integers(0, 256, (4, 8, 8, 1), np.uint8)
     params, state = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     devices = jax.devices()[:2]
-    evaluate = step.make_evaluate(model, dataset(1, 0.5, 0.3), devices=devices)
+    evaluate = step.make_evaluate(model, GRAY, devices=devices)
     replicated = step.replicate(params, devices)
 
     def sums(label: list[int], mask: list[float]) -> dict[str, float]:
@@ -191,14 +198,7 @@ def test_mixtures_are_asked_for_both_labels_by_their_shares() -> None:
         "nfnet_micro", 10, depth=(1,), width=(16,), strides=(1,), group_size=8
     )
     optimizer, devices = optax.sgd(0.1), jax.devices()[:2]
-    update = step.make_update(
-        model,
-        optimizer,
-        dataset(1, 0.5, 0.3),
-        label_smoothing=0.1,
-        ema_decay=0.99,
-        devices=devices,
-    )
+    update = make_update(model, optimizer, devices)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 8, 8, 1), np.uint8)
     own, other = np.array([1, 2, 3, 4]), np.array([5, 6, 7, 8])
@@ -226,14 +226,14 @@ def test_sam_takes_the_gradient_at_the_worst_place_nearby() -> None:
     model = nfnets_jax.create_model(
         "nfnet_micro", 10, depth=(1,), width=(16,), strides=(1,), group_size=8
     )
-    data, devices = dataset(1, 0.5, 0.3), jax.devices()[:2]
+    devices = jax.devices()[:2]
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (8, 8, 8, 1), np.uint8), rng.integers(0, 10, 8)
     state = step.create_state(model, optax.sgd(0.1), (1, 8, 8, 1), 0)
 
     def gradient(params: Any, chosen: list[int]) -> Any:
         def loss(params: Any) -> jax.Array:
-            inputs = objective.normalize(jnp.asarray(images[chosen]), data.mean, data.std)
+            inputs = objective.normalize(jnp.asarray(images[chosen]), GRAY.mean, GRAY.std)
             outputs, _ = model.apply(params, {}, None, inputs, False)
             wanted = jnp.asarray(labels[chosen])
             return jnp.mean(objective.cross_entropy(outputs["logits"], wanted, 0.1))
@@ -246,15 +246,7 @@ def test_sam_takes_the_gradient_at_the_worst_place_nearby() -> None:
     expected = jax.tree.map(
         lambda param, grad: param - 0.1 * grad, state.params, gradient(above, list(range(8)))
     )
-    update = step.make_update(
-        model,
-        optax.sgd(0.1),
-        data,
-        label_smoothing=0.1,
-        ema_decay=0.99,
-        devices=devices,
-        sam=SAM(rho=0.05, fraction=0.5),
-    )
+    update = make_update(model, optax.sgd(0.1), devices, sam=SAM(rho=0.05, fraction=0.5))
     batch = step.transfer({"image": images, "label": labels}, devices)
     after, _ = update(step.replicate(state, devices), batch)
     chex.assert_trees_all_close(step.fetch(after).params, expected, rtol=1e-5, atol=1e-7)
