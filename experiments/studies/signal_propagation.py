@@ -159,33 +159,37 @@ def _changed(weights: NetworkWeights, config: Any, change: str, key: jax.Array) 
     gain = layers.ACTIVATION_GAINS[config.activation]
     deviations = np.sqrt(expected_variances(_transitions(weights), config.alpha))
 
-    def drawn(kernel: jax.Array) -> jax.Array:
+    def drawn(affine: layers.Affine) -> layers.Affine:
         nonlocal key
         key, own = jax.random.split(key)
-        fan_in = kernel[..., 0].size
-        return jax.random.normal(own, kernel.shape, kernel.dtype) * fan_in**-0.5
+        kernel = affine.kernel
+        random = jax.random.normal(own, kernel.shape, kernel.dtype)
+        return affine._replace(kernel=random * kernel[..., 0].size ** -0.5)
 
     def scaled(factor: float) -> Callable[[layers.Affine], layers.Affine]:
         return lambda affine: affine._replace(kernel=affine.kernel * factor)
 
     stages = []
     for stage, deviation in zip(weights.stages, deviations, strict=True):
-        block = stage.first._replace(skip_gain=jnp.ones(()))
-        if change == "no beta":
-            reduce, *others = block.convolutions
-            block = block._replace(
-                convolutions=(scaled(deviation)(reduce), *others),
-                shortcut=block.shortcut and scaled(deviation)(block.shortcut),
-            )
-        if change == "activations not scaled":
-            block = block._replace(
-                convolutions=tuple(map(scaled(1 / gain), block.convolutions)),
-                shortcut=block.shortcut and scaled(1 / gain)(block.shortcut),
-            )
+        # What becomes of the convolutions that read the block's input, and of the others.
+        entering, other = {
+            "": (scaled(1), scaled(1)),
+            "no beta": (scaled(deviation), scaled(1)),
+            "activations not scaled": (scaled(1 / gain), scaled(1 / gain)),
+            "kernels not standardized": (drawn, drawn),
+        }[change]
+        reduce, *others = stage.first.convolutions
+        shortcut = stage.first.shortcut
+        block = stage.first._replace(
+            convolutions=(entering(reduce), *map(other, others)),
+            shortcut=None if shortcut is None else entering(shortcut),
+            skip_gain=jnp.ones(()),
+        )
         stages.append(stage._replace(first=block))
     weights = weights._replace(stages=tuple(stages))
     if change == "kernels not standardized":
-        return jax.tree.map(lambda leaf: drawn(leaf) if leaf.ndim == 4 else leaf, weights)
+        final = None if weights.final is None else drawn(weights.final)
+        return weights._replace(stem=tuple(map(drawn, weights.stem)), final=final)
     return weights
 
 
