@@ -77,11 +77,11 @@ def test_normalizer_free_blocks_keep_to_the_analytic_variance(name: str, stride:
 
 
 def activated(activation: layers.Activation, variance: float, zeros: Any = 0.0) -> float:
-    """The variance that the activation makes of Gaussian numbers of this one, by quadrature.
+    """The variance that kernels without a mean see of activated Gaussian numbers, by quadrature.
 
-    Twice as large for twice the variance would be ReLU; GELU and SiLU make more of it. Of the share
-    that is zeros instead, kernels without a mean see how far they are from the others' mean; the
-    mean is returned over an array of shares.
+    Twice as large for twice the variance would be ReLU; GELU and SiLU make more of it. ``zeros`` is
+    the share of zeros around the image among what they see, which lie off the others' mean. Of an
+    array of shares the result is the mean.
     """
     points, weights = np.polynomial.hermite_e.hermegauss(80)
     weights /= weights.sum()
