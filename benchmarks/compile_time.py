@@ -2,7 +2,9 @@
 
     python -m benchmarks.compile_time --model=nfnet_f6
 
-Nothing is run and no parameters are made. ``--unrolled`` compiles every block by itself.
+Nothing is run and no parameters are made. They are stacked, as training has them, or with
+``--published`` an array a layer. ``--unrolled`` compiles every block by itself; then nothing is
+stacked. ``--update`` compiles all that training does in a step.
 """
 
 import argparse
@@ -15,6 +17,10 @@ import jax.numpy as jnp
 
 import nfnets_jax
 from benchmarks import machine
+from nfnets_jax import optax_agc
+from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.models.registry import Model
+from nfnets_jax.training import step
 
 
 def main() -> None:
@@ -24,11 +30,27 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--unrolled", action="store_true")
+    parser.add_argument("--published", action="store_true")
+    parser.add_argument("--update", action="store_true")
     arguments = parser.parse_args()
     overrides: dict[str, Any] = {"looped_blocks": 1000} if arguments.unrolled else {}
     model = nfnets_jax.create_model(arguments.model, **overrides)
-    images = jax.ShapeDtypeStruct((arguments.batch, arguments.size, arguments.size, 3), jnp.float32)
+    images = (arguments.batch, arguments.size, arguments.size, 3)
+    measure = _update if arguments.update else _gradient
+    compilation = measure(model, images, arguments.published)
+    figures = {
+        "trace_seconds": compilation.trace_seconds,
+        "compile_seconds": compilation.compile_seconds,
+        "seconds": compilation.seconds,
+    }
+    print(json.dumps({**vars(arguments), **figures, **machine.describe()}))
+
+
+def _gradient(model: Model, shape: tuple[int, ...], published: bool) -> machine.Compilation:
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
     params, state = jax.eval_shape(model.init, jax.random.key(0), images)
+    if not published:
+        params = jax.eval_shape(model.stacked, params)
 
     @jax.jit
     @jax.grad
@@ -36,13 +58,31 @@ def main() -> None:
         outputs, _ = model.apply(params, state, None, images, False)
         return jnp.mean(jnp.square(outputs["logits"]))
 
-    compilation = machine.compilation(gradient, params, state, images)
-    figures = {
-        "trace_seconds": compilation.trace_seconds,
-        "compile_seconds": compilation.compile_seconds,
-        "seconds": compilation.seconds,
-    }
-    print(json.dumps({**vars(arguments), **figures, **machine.describe()}))
+    return machine.compilation(gradient, params, state, images)
+
+
+def _update(model: Model, shape: tuple[int, ...], published: bool) -> machine.Compilation:
+    optimizer = optax_agc.sgd_agc(0.1, unit_axes=optax_agc.haiku)
+
+    def create() -> step.TrainState:
+        state = step.create_state(model, optimizer, shape, 0)
+        return state if published else model.stacked(state)
+
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    on_one_device = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((1, *array.shape), array.dtype),
+        (jax.eval_shape(create), {"image": images, "label": labels}),
+    )
+    update = step.make_update(
+        model,
+        optimizer,
+        open_dataset("synthetic", size=shape[1]),
+        label_smoothing=0.1,
+        ema_decay=0.99999,
+        devices=jax.devices()[:1],
+    )
+    return machine.compilation(update, *on_one_device)
 
 
 if __name__ == "__main__":

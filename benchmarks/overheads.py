@@ -28,7 +28,7 @@ from experiments import recipes
 from nfnets_jax.training.checkpoints import Checkpoints
 from nfnets_jax.training.memory import compile_update
 from nfnets_jax.training.plan import Plan, make_plan
-from nfnets_jax.training.step import fetch, replicate, transfer
+from nfnets_jax.training.step import transfer
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
 def _measure(plan: Plan, folder: Path, steps: int, rounds: int) -> dict[str, float]:
     batch = {k: v for k, v in next(iter(plan.train_batches)).items() if k != "unreadable"}
     on_devices = transfer(cast(dict[str, np.ndarray], batch), plan.devices)
-    state = replicate(plan.create_state(), plan.devices)
+    state = plan.to_devices(plan.create_state())
     update, looking = (
         compile_update(dataclasses.replace(plan, look=look), state, on_devices, print)
         for look in (None, plan.look)
@@ -64,7 +64,7 @@ def _measure(plan: Plan, folder: Path, steps: int, rounds: int) -> dict[str, flo
             for step in range(steps):
                 state, metrics = (looking if look and step == 0 else update)(state, on_devices)
                 if step == 0 and save is not None:
-                    saved.save(save, fetch(state), {})
+                    saved.save(save, plan.to_host(state), {})
             jax.block_until_ready(metrics)
             return time.perf_counter() - start
 

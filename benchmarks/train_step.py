@@ -90,7 +90,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
     devices = jax.devices()[:1]
-    optimizer = optax_agc.sgd_agc(0.1)
+    optimizer = optax_agc.sgd_agc(0.1, unit_axes=optax_agc.haiku)
     dataset = open_dataset("synthetic", size=shape[1])
     update = step.make_update(
         model, optimizer, dataset, label_smoothing=0.1, ema_decay=_EMA_DECAY, devices=devices
@@ -98,7 +98,8 @@ def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, shape, np.uint8), rng.integers(0, _CLASSES, shape[:1])
     batch = step.transfer({"image": images, "label": labels}, devices)
-    state = step.replicate(step.create_state(model, optimizer, shape, 0), devices)
+    new = step.create_state(model, optimizer, shape, 0)
+    state = step.replicate(model.stacked(new), devices)
     compilation = machine.compilation(update, state, batch)
 
     def run() -> Any:

@@ -14,7 +14,12 @@ from jax import lax
 from nfnets_jax.errors import InputError
 from nfnets_jax.models import folding
 from nfnets_jax.models.convolution import for_backend
-from nfnets_jax.models.nf_network import NetworkWeights, NFNetwork, NFNetworkConfig, nf_network
+from nfnets_jax.models.nf_network import (
+    NetworkWeights,
+    NFNetworkConfig,
+    network_weights,
+    nf_network,
+)
 from nfnets_jax.models.registry import PRECISIONS, Model
 
 Outputs = dict[str, jax.Array]
@@ -104,11 +109,8 @@ def fold(model: Model, params: Mapping[str, Mapping[str, Any]]) -> Frozen:
 
     @jax.jit
     def folded(params: hk.Params) -> NetworkWeights:
-        first = params[f"{config.family.name}/~/{config.family.stem_name.format(0)}"]
-        network = hk.transform(
-            lambda: NFNetwork(config, model.num_classes, first["w"].shape[2]).weights(jnp.float32)
-        )
-        return folding.fold(network.apply(params, None), config, PRECISIONS[model.precision].dtype)
+        weights = network_weights(params, config, model.num_classes, jnp.float32)
+        return folding.fold(weights, config, PRECISIONS[model.precision].dtype)
 
     forward = functools.partial(nf_network, config=config, features=model.features, folded=True)
     return Frozen(folded(params), forward)

@@ -125,13 +125,13 @@ def sgd_agc(
       learning_rate: a number or a schedule of the step.
       momentum: decay of the accumulated gradient.
       nesterov: whether the step looks ahead by one more momentum.
-      weight_decay: of parameters with two axes or more: no gain, skip gain or bias.
+      weight_decay: of ``kernels``: no gain, skip gain or bias.
       clipping, eps, unit_axes: as in ``adaptive_grad_clip``; a ``clipping`` of None leaves AGC out.
       mask: likewise, but None is ``all_but_classifier``; True clips the classifier, too.
     """
     return optax.chain(
         _agc(clipping, eps, unit_axes, mask),
-        optax.add_decayed_weights(weight_decay, mask=kernels),
+        optax.add_decayed_weights(weight_decay, functools.partial(kernels, unit_axes=unit_axes)),
         _momentum(momentum, nesterov),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -155,13 +155,20 @@ def adamw_agc(
     Args:
       learning_rate: a number or a schedule of the step.
       b1, b2: decay of the first and of the second moment.
-      weight_decay: of parameters with two axes or more.
+      weight_decay: of ``kernels``.
       clipping, eps, unit_axes, mask: as in ``sgd_agc``.
       adam_eps: what Adam adds to the root of the second moment.
     """
     return optax.chain(
         _agc(clipping, eps, unit_axes, mask),
-        optax.adamw(learning_rate, b1, b2, adam_eps, weight_decay=weight_decay, mask=kernels),
+        optax.adamw(
+            learning_rate,
+            b1,
+            b2,
+            adam_eps,
+            weight_decay=weight_decay,
+            mask=functools.partial(kernels, unit_axes=unit_axes),
+        ),
     )
 
 
@@ -419,9 +426,21 @@ def all_but(*patterns: str) -> Callable[[optax.Params], Any]:
     return mask
 
 
-def kernels(params: optax.Params) -> Any:
-    """A mask: true for parameters with two axes or more, false for gains, biases and scalars."""
-    return jax.tree.map(lambda param: jnp.ndim(param) > 1, params)
+def kernels(params: optax.Params, unit_axes: "UnitAxes | Convention | None" = None) -> Any:
+    """A mask: true for parameters with two axes or more, false for gains, biases and scalars.
+
+    Axes that count layers, which ``unit_axes`` knows if it is a ``Convention``, are none of them.
+    """
+    named = _with_paths(params)
+    known = _siblings({_name(path): jnp.shape(param) for path, param in named})
+
+    def is_kernel(path: Path, param: jax.Array) -> bool:
+        counting = 0
+        if isinstance(unit_axes, Convention):
+            counting = unit_axes.layer_axes(known[_name(path)])
+        return jnp.ndim(param) - counting > 1
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
 _CLASSIFIER = re.compile(
@@ -492,13 +511,17 @@ class Convention:
         """The same, but where ``(path, parameter) -> axes`` does not return None, that is taken."""
         return dataclasses.replace(self, first=unit_axes)
 
+    def layer_axes(self, param: Parameter) -> int:
+        """How many of a parameter's first axes count equal layers."""
+        return sum(re.fullmatch(self.stack, part) is not None for part in param.layer)
+
     def axes(self, param: Parameter) -> tuple[int, ...]:
         """The axes of a parameter that run inside a unit, counted from 0.
 
         Raises:
           ValueError: they cannot be told.
         """
-        stacks = sum(re.fullmatch(self.stack, part) is not None for part in param.layer)
+        stacks = self.layer_axes(param)
         one = param
         for _ in range(stacks):
             one = one.without_first_axis()

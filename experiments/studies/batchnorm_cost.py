@@ -29,7 +29,7 @@ from nfnets_jax.errors import InputError
 from nfnets_jax.models.batch_norm import BatchNorm
 from nfnets_jax.training.memory import compile_update, planned_bytes
 from nfnets_jax.training.plan import make_plan
-from nfnets_jax.training.step import replicate, transfer
+from nfnets_jax.training.step import transfer
 
 
 class Budget(NamedTuple):
@@ -135,7 +135,7 @@ def _step(name: str, budget: Budget) -> tuple[Callable[[], float], float]:
     # Shapes are what counts; without normalization the values would soon be none.
     images = np.zeros((budget.batch, budget.size, budget.size, 3), np.uint8)
     batch = transfer({"image": images, "label": np.zeros(budget.batch, np.int32)}, plan.devices)
-    state = replicate(plan.create_state(), plan.devices)
+    state = plan.to_devices(plan.create_state())
     update: Any = compile_update(plan, state, batch, print)
 
     def step() -> float:

@@ -28,7 +28,7 @@ def fold(weights: NetworkWeights, config: NFNetworkConfig, dtype: jnp.dtype) -> 
     The constant of the last activation stays, for the pooled features are an output.
 
     Args:
-      weights: of ``NFNetwork.weights`` in float32.
+      weights: of ``network_weights`` in float32.
       config: the one that they were made by.
       dtype: of all that is returned but the classifier, which stays float32.
     """

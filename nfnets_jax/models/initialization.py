@@ -14,6 +14,7 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,9 @@ def initialize(
 
     random = tuple((shape, init) for *_, shape, init in declared if isinstance(init, Normal))
     numbers = _gaussians(rng, sum(math.prod(shape) for shape, _ in random))
-    drawn = iter(_cut(numbers, random))
+    # Where nothing is traced the host cuts them: on the device each piece is code of its own.
+    traced = isinstance(numbers, jax.core.Tracer)
+    drawn = iter(_cut(numbers if traced else np.asarray(numbers), random))
     params: hk.MutableParams = {}
     for module, name, shape, init in declared:
         value = next(drawn) if isinstance(init, Normal) else init(shape, jnp.float32)
@@ -95,11 +98,10 @@ def _gaussians(rng: jax.Array, size: int) -> jax.Array:
     return jax.random.normal(rng, (size,))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _cut(numbers: jax.Array, wanted: tuple[tuple[tuple[int, ...], Normal], ...]) -> list[jax.Array]:
-    """One array a (shape, initializer)."""
+def _cut(numbers: Any, wanted: tuple[tuple[tuple[int, ...], Normal], ...]) -> list[jax.Array]:
+    """One array a (shape, initializer), on the device wherever the numbers are."""
     ends = itertools.accumulate(math.prod(shape) for shape, _ in wanted)
     return [
-        init.of(numbers[end - math.prod(shape) : end].reshape(shape))
+        init.of(jnp.asarray(numbers[end - math.prod(shape) : end].reshape(shape)))
         for end, (shape, init) in zip(ends, wanted, strict=True)
     ]

@@ -91,8 +91,9 @@ class NFBlock(hk.Module):
         expansion: float,
         group_size: int | None,
         se_ratio: float,
+        name: str | None = None,
     ):
-        super().__init__(form.name)
+        super().__init__(name or form.name)
         width = int((input_channels if form.expands_input else output_channels) * expansion)
         groups = 1
         if group_size is not None:

@@ -6,7 +6,8 @@ and ``nf_regnet`` (Brock et al. 2021a, arXiv:2101.08692) and ``nfnet`` (2021b, a
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -15,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnets_jax.errors import InputError, nearest
-from nfnets_jax.models import layers
+from nfnets_jax.models import layers, stacking
 from nfnets_jax.models.convolution import in_loop
-from nfnets_jax.models.looping import stack
-from nfnets_jax.models.nf_block import BlockForm, BlockWeights, NFBlock, nf_block
+from nfnets_jax.models.nf_block import BlockForm, BlockParameters, BlockWeights, NFBlock, nf_block
 from nfnets_jax.models.recomputing import recomputed
+from nfnets_jax.models.stacking import LayerStack, stack_name
 
 REMAT = ("none", "block", "full")
 
@@ -128,35 +129,85 @@ class NetworkWeights(NamedTuple):
     classifier: layers.Affine
 
 
-class NFNetwork(hk.Module):
-    """The parameters of a normalizer-free network, named as the published ones."""
+def layer_stacks(config: NFNetworkConfig) -> tuple[LayerStack, ...]:
+    """The equal blocks that are run as loops, a stack a stage."""
+    network, stacks = config.family.name, []
+    for number, (_, *rest) in enumerate(_block_names(config), start=1):
+        if _is_looped(rest, config):
+            name = f"{network}/~/{stack_name(number)}/{config.family.block.name}"
+            stacks.append(LayerStack(name, tuple(f"{network}/~/{block}" for block in rest)))
+    return tuple(stacks)
 
-    def __init__(self, config: NFNetworkConfig, num_classes: int, input_channels: int):
+
+def _is_looped(rest: Sequence[str], config: NFNetworkConfig) -> bool:
+    """Whether a stage's blocks after the first are run as a loop."""
+    return len(rest) >= max(1, config.looped_blocks)
+
+
+def _block_names(config: NFNetworkConfig) -> list[list[str]]:
+    """Of each stage's blocks, as Haiku would number them."""
+    first = config.family.block.name
+    names = itertools.chain([first], (f"{first}_{count}" for count in itertools.count(1)))
+    return [list(itertools.islice(names, depth)) for depth in config.depth]
+
+
+def network_weights(
+    params: hk.Params, config: NFNetworkConfig, num_classes: int, dtype: jnp.dtype
+) -> NetworkWeights:
+    """What ``nf_network`` takes: kernels standardized, in ``dtype``; the classifier float32.
+
+    Standardizing reads all parameters more than once, so it is done once a step, however many
+    batches the step is made of. The parameters are in either form, published or stacked.
+    """
+    params = stacking.stacked(params, layer_stacks(config))
+    first = params[f"{config.family.name}/~/{config.family.stem_name.format(0)}"]
+    network = hk.transform(
+        lambda: NFNetwork(config, num_classes, first["w"].shape[2], stacked=True).weights(dtype)
+    )
+    weights: NetworkWeights = network.apply(params, None)
+    return weights
+
+
+class NFNetwork(hk.Module):
+    """The parameters of a normalizer-free network, named as the published ones.
+
+    With ``stacked``, those of ``layer_stacks`` are read as ``stacking.stacked`` makes them, and
+    can be read alone: parameters are made in the published form.
+    """
+
+    def __init__(
+        self,
+        config: NFNetworkConfig,
+        num_classes: int,
+        input_channels: int,
+        stacked: bool = False,
+    ):
         super().__init__(config.family.name)
-        self._config, family = config, config.family
+        family = config.family
         channels = input_channels
         self._stem = []
         for index, (width, _) in enumerate(config.stem):
             name = family.stem_name.format(index)
             self._stem.append(layers.WSConv2D(channels, width, family.stem_kernel, name=name))
             channels = width
-        self._stages: list[list[NFBlock]] = []
-        for width, depth, stride in zip(config.width, config.depth, config.strides, strict=True):
-            stage: list[NFBlock] = []
-            for index in range(depth):
-                is_first = not self._stages and not stage
-                block = NFBlock(
-                    channels,
-                    width,
-                    form=family.block,
-                    stride=stride if index == 0 else 1,
-                    expansion=(is_first and config.first_expansion) or config.expansion,
-                    group_size=config.group_size,
-                    se_ratio=config.se_ratio,
-                )
-                stage.append(block)
-                channels = width
-            self._stages.append(stage)
+        self._stages: list[tuple[NFBlock, list[NFBlock] | _BlockStack]] = []
+        stages = zip(config.width, config.strides, _block_names(config), strict=True)
+        for number, (width, stride, (name, *rest)) in enumerate(stages, start=1):
+            block = functools.partial(
+                NFBlock,
+                output_channels=width,
+                form=family.block,
+                group_size=config.group_size,
+                se_ratio=config.se_ratio,
+            )
+            expansion = (number == 1 and config.first_expansion) or config.expansion
+            first = block(channels, stride=stride, expansion=expansion, name=name)
+            channels = width
+            equal = functools.partial(block, channels, stride=1, expansion=config.expansion)
+            if stacked and _is_looped(rest, config):
+                self._stages.append((first, _BlockStack(equal, stack_name(number))))
+            else:
+                self._stages.append((first, [equal(name=name) for name in rest]))
         self._final_conv = None
         if config.final_expansion > 0:
             final_channels = int(config.final_expansion * channels)
@@ -165,24 +216,38 @@ class NFNetwork(hk.Module):
         self._linear = layers.Linear(channels, num_classes, config.classifier_std, "linear")
 
     def weights(self, dtype: jnp.dtype) -> NetworkWeights:
-        """What ``nf_network`` takes: kernels standardized, in ``dtype``; the classifier float32.
-
-        Standardizing reads all parameters more than once, so it is done once a step, however many
-        batches the step is made of.
-        """
+        """What ``network_weights`` gives."""
         return NetworkWeights(
             stem=tuple(convolution.parameters().weights(dtype) for convolution in self._stem),
-            stages=tuple(self._stage_weights(stage, dtype) for stage in self._stages),
+            stages=tuple(
+                StageWeights(
+                    first.parameters().weights(dtype),
+                    rest.weights(dtype)
+                    if isinstance(rest, _BlockStack)
+                    else tuple(block.parameters().weights(dtype) for block in rest),
+                )
+                for first, rest in self._stages
+            ),
             final=self._final_conv.parameters().weights(dtype) if self._final_conv else None,
             classifier=self._linear.parameters(),
         )
 
-    def _stage_weights(self, stage: list[NFBlock], dtype: jnp.dtype) -> StageWeights:
-        first, *rest = (block.parameters() for block in stage)
-        if len(rest) < self._config.looped_blocks:
-            return StageWeights(first.weights(dtype), tuple(block.weights(dtype) for block in rest))
-        stacked = jax.vmap(lambda block: block.weights(dtype))(stack(rest))
-        return StageWeights(first.weights(dtype), stacked)
+
+class _BlockStack:
+    """Equal blocks, of whose parameters each has a leading axis that counts them."""
+
+    def __init__(self, block: Callable[[], NFBlock], name: str):
+        self._block = hk.transform(lambda: block().parameters())
+        self._parameters = hk.lift(self._block.init, name=name)
+
+    def weights(self, dtype: jnp.dtype) -> BlockWeights:
+        """Theirs, with that axis."""
+
+        def of_one(params: hk.Params) -> BlockWeights:
+            block: BlockParameters = self._block.apply(params, None)
+            return block.weights(dtype)
+
+        return jax.vmap(of_one)(self._parameters(None))
 
 
 def nf_network(
@@ -197,7 +262,7 @@ def nf_network(
     """Classifies images.
 
     Args:
-      weights: of ``NFNetwork.weights``; all but the classifier is computed in their dtype.
+      weights: of ``network_weights``; all but the classifier is computed in their dtype.
       images: ``[N, H, W, C]`` floats, normalized.
       keys: ``[N]`` random keys, one an example, for stochastic depth and dropout; None turns both
         off.

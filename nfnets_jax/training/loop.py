@@ -28,7 +28,6 @@ from nfnets_jax.training.step import (
     TrainState,
     fetch,
     make_evaluate,
-    replicate,
     transfer,
 )
 from nfnets_jax.training.workdir import claim, note_classes
@@ -146,7 +145,7 @@ def _train_steps(
         "training images", len(plan.dataset.train), share, report.say, progress["unreadable"]
     )
     test_account = Unreadable("test images", len(plan.dataset.test or ()), share, report.say)
-    state = replicate(host_state, plan.devices)
+    state = plan.to_devices(host_state)
     evaluate = make_evaluate(plan.model, plan.dataset, devices=plan.devices)
     schedule = learning_rate(config)
 
@@ -189,12 +188,12 @@ def _train_steps(
                 report.train(step, figures | {"unreadable": len(train_account.names)})
                 for number, look in enumerate(looks, step - len(taken) + 1):
                     if look is not None and number % config.look_every == 0:
-                        report.clipping(number, telemetry.named(look, host_state.params))
+                        report.clipping(number, telemetry.named(plan.model.unstacked(look)))
                 diverged = watch.first_divergence(step - len(taken) + 1, taken)
                 if diverged is not None:
                     index = batches.position - 1 - (step - diverged)
                     names = plan.train_batches.names(index)
-                    raise watch.report(workdir, names, fetch(state.params))
+                    raise watch.report(workdir, names, plan.to_host(state.params))
             with report.pause():
                 accuracy = None
                 if plan.test_batches is not None and (last or _due(step, config.eval_every)):
@@ -202,9 +201,9 @@ def _train_steps(
                     report.test(step, tested)
                     accuracy = max(tested["top1"], tested["ema_top1"])
                 if _due(step, config.histogram_every):
-                    report.histograms(step, fetch(state.params))
+                    report.histograms(step, plan.to_host(state.params))
                 if save:
-                    host_state = fetch(state)
+                    host_state = plan.to_host(state)
                     progress = {
                         "batches": batches.position,
                         "unreadable": train_account.names,

@@ -16,15 +16,20 @@ _STEPS = 5
 
 
 def scale_by_muon(momentum: float, nesterov: bool = True) -> optax.GradientTransformation:
-    """Kernels' gradients ``[..., I, O]`` made into orthogonalized momentum.
+    """Kernels' gradients ``[h, w, I, O]`` made into orthogonalized momentum.
 
-    ``momentum`` is the share that is left after a step. Five steps of it for 3x3 kernels of 256
-    channels to 256 are as many products of matrices as optax's make in two.
+    Those of equal layers may be one array, with a leading axis that counts them. ``momentum`` is
+    the share that is left after a step. Five steps of it for 3x3 kernels of 256 channels to 256 are
+    as many products of matrices as optax's make in two.
     """
     return optax.chain(
         optax.trace(momentum, nesterov),
-        optax.stateless_with_tree_map(lambda update, _: orthogonalize(update)),
+        optax.stateless_with_tree_map(lambda update, _: _of_each_layer(update)),
     )
+
+
+def _of_each_layer(kernels: jax.Array) -> jax.Array:
+    return orthogonalize(kernels) if kernels.ndim == 4 else jax.vmap(orthogonalize)(kernels)
 
 
 def orthogonalize(kernel: jax.Array) -> jax.Array:

@@ -1,6 +1,8 @@
 """The papers' training recipe as a schedule and an optax transformation."""
 
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +51,13 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def create_optimizer(
-    config: ml_collections.ConfigDict, heights: Mapping[str, int]
+    config: ml_collections.ConfigDict, heights: Mapping[str, Any]
 ) -> optax.GradientTransformation:
     """AGC, weight decay and SGD, RMSProp or Muon with momentum, by ``config.optimizer``.
 
     ``clipping`` of 0 leaves AGC out. ``heights`` are those of ``transfer.heights``, by which
-    ``layer_decay`` lowers the learning rate.
+    ``layer_decay`` lowers the learning rate. Parameters may be stacked as ``Model.stacked`` has it,
+    and the heights with them.
 
     Raises:
       InputError: no such ``name`` or ``schedule``, or ``layer_decay`` is no share.
@@ -79,6 +82,7 @@ def _sgd(settings: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.Gra
         weight_decay=settings.weight_decay,
         clipping=settings.clipping or None,
         eps=settings.clipping_eps,
+        unit_axes=optax_agc.haiku,
     )
 
 
@@ -87,7 +91,10 @@ def _rmsprop(
 ) -> optax.GradientTransformation:
     return optax.chain(
         _clip(settings),
-        optax.add_decayed_weights(settings.weight_decay, mask=optax_agc.kernels),
+        optax.add_decayed_weights(
+            settings.weight_decay,
+            functools.partial(optax_agc.kernels, unit_axes=optax_agc.haiku),
+        ),
         optax.rmsprop(
             rate,
             decay=_RMS_DECAY,
@@ -125,7 +132,7 @@ def _muon(
         optax.partition(
             {"kernel": muon, "other": adam},
             lambda params: jax.tree.map(
-                lambda param: "kernel" if param.ndim == 4 else "other", params
+                lambda param: "kernel" if _is_convolution(param) else "other", params
             ),
         ),
         optax.stateless(_keep_norms),
@@ -136,19 +143,31 @@ def _keep_norms(updates: optax.Updates, params: optax.Params | None) -> optax.Up
     """Lets kernels of convolutions move on spheres."""
 
     def on_sphere(update: jax.Array, param: jax.Array) -> jax.Array:
-        if param.ndim != 4:
+        if not _is_convolution(param):
             return update
         moved = param + update
-        return moved * (jnp.linalg.norm(param) / jnp.linalg.norm(moved)) - param
+        return moved * (_kernel_norm(param) / _kernel_norm(moved)) - param
 
     return jax.tree.map(on_sphere, updates, params)
+
+
+def _is_convolution(param: jax.Array) -> bool:
+    """Whether it is ``[h, w, I, O]``, or equal layers' ``[layers, h, w, I, O]``."""
+    return param.ndim >= 4
+
+
+def _kernel_norm(kernel: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=(-4, -3, -2, -1), keepdims=True))
 
 
 def _clip(settings: ml_collections.ConfigDict) -> optax.GradientTransformation:
     if not settings.clipping:
         return optax.identity()
     return optax_agc.adaptive_grad_clip(
-        settings.clipping, settings.clipping_eps, mask=optax_agc.all_but_classifier
+        settings.clipping,
+        settings.clipping_eps,
+        unit_axes=optax_agc.haiku,
+        mask=optax_agc.all_but_classifier,
     )
 
 

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+from typing import Any
 
+import chex
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from nfnets_jax.data import pipeline
@@ -17,7 +20,7 @@ from nfnets_jax.models.registry import Model, create_model
 from nfnets_jax.training.divergence import ANSWERS
 from nfnets_jax.training.optimizers import create_optimizer
 from nfnets_jax.training.sharpness import SAM
-from nfnets_jax.training.step import TrainState, create_state
+from nfnets_jax.training.step import TrainState, create_state, fetch, replicate
 from nfnets_jax.training.telemetry import Look
 from nfnets_jax.training.transfer import Start, heights, read_start, replaced
 
@@ -71,6 +74,14 @@ class Plan:
             model_state=replaced(state.model_state, self.start.model_state),
         )
 
+    def to_devices(self, state: TrainState) -> TrainState:
+        """A copy on every device, its parameters stacked as ``Model.stacked`` has it."""
+        return replicate(self.model.stacked(jax.tree.map(np.asarray, state)), self.devices)
+
+    def to_host(self, tree: chex.ArrayTree) -> Any:
+        """What one device has of a replicated tree, in the host's memory, no longer stacked."""
+        return self.model.unstacked(fetch(tree))
+
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Builds what the configuration names.
@@ -119,7 +130,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     )
     model = build(num_classes=len(dataset.class_names))
     height = heights(model, dataset.channels)
-    optimizer = create_optimizer(config, height)
+    optimizer = create_optimizer(config, model.stacked(height))
     if config.optimizer.layer_decay == 0:
         model = model.learning({module for module in height if height[module] == 0})
     center = CenterCrop(data.test_image_size, data.test_margin, data.test_crop)

@@ -43,21 +43,16 @@ def create_state(
 
     ``images_shape`` is ``[N, H, W, C]``, of which only the channels matter.
     """
-
-    @jax.jit
-    def create(key: jax.Array) -> TrainState:
-        init_key, train_key = jax.random.split(key)
-        params, model_state = model.init(init_key, jnp.zeros(images_shape))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            key=jax.random.key_data(train_key),
-            params=params,
-            model_state=model_state,
-            opt_state=optimizer.init(params),
-            ema_params=params,
-        )
-
-    return create(jax.random.key(seed))
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    params, model_state = model.init(init_key, jnp.zeros(images_shape))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(train_key),
+        params=params,
+        model_state=model_state,
+        opt_state=optimizer.init(params),
+        ema_params=params,
+    )
 
 
 def apply_gradients(

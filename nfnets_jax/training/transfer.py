@@ -1,5 +1,6 @@
 """Fine-tuning: parameters to start from, and which layers learn how fast."""
 
+import functools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,17 +89,22 @@ def heights(model: Model, channels: int) -> dict[str, int]:
     return {module: len(order) - 1 - order.index(layer) for module, layer in layers.items()}
 
 
-def scale_by_layer(decay: float, heights: Mapping[str, int]) -> optax.GradientTransformation:
+def scale_by_layer(decay: float, heights: Mapping[str, Any]) -> optax.GradientTransformation:
     """Multiplies updates by ``decay ** height``: discriminative fine-tuning.
 
     Howard and Ruder 2018, arXiv:1801.06146, section 3.2. A decay of 0 leaves the
-    classifier alone to learn.
+    classifier alone to learn. A height is a number or, of stacked layers, one for each.
     """
 
     def scale(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         del params
+
+        def scaled(height: Any, update: jax.Array) -> jax.Array:
+            rates = np.asarray(decay ** np.asarray(height), np.float32)
+            return update * rates.reshape(rates.shape + (1,) * (update.ndim - rates.ndim))
+
         return {
-            module: jax.tree.map(lambda x, rate=decay ** heights[module]: x * rate, values)
+            module: jax.tree.map(functools.partial(scaled, heights[module]), values)
             for module, values in updates.items()
         }
 

@@ -158,12 +158,14 @@ def test_bfloat16_computes_near_float32() -> None:
 
 
 @functools.cache
-def loss_and_gradient(name: str, **overrides: Any) -> Any:
+def loss_and_gradient(name: str, stacked: bool = False, **overrides: Any) -> Any:
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
     model = nfnets_jax.create_model(name, 10, stochastic_depth_rate=0.5, **SMALL[name], **overrides)
     params, state = model.init(jax.random.key(0), images)
     # A skip gain of zero would hide the branches.
     params = jax.tree.map(lambda param: param + 0.5 if param.ndim == 0 else param, params)
+    if stacked:
+        params = model.stacked(params)
 
     @jax.jit
     @jax.value_and_grad
@@ -171,7 +173,7 @@ def loss_and_gradient(name: str, **overrides: Any) -> Any:
         outputs, _ = model.apply(params, state, jax.random.key(2), images, True)
         return jnp.sum(jnp.square(outputs["logits"]))
 
-    return loss(params)
+    return model.unstacked(loss(params))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,18 @@ def test_loops_and_rematerialization_change_nothing(
     actual = loss_and_gradient(name, looped_blocks=looped_blocks, remat=remat)
     for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_stacked_parameters_give_the_same() -> None:
+    expected = loss_and_gradient("nfnet_micro", looped_blocks=100, remat="none")
+    actual = loss_and_gradient("nfnet_micro", stacked=True, looped_blocks=2)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(
+            ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max()
+        ),
+        actual,
+        expected,
+    )
 
 
 def test_a_block_keeps_for_its_gradient_what_its_convolutions_made() -> None:

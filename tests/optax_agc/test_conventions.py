@@ -256,6 +256,23 @@ def test_stacked_layers_are_clipped_as_each_alone(name: str) -> None:
     assert any(0 < np.mean(np.asarray(a) != b) < 1 for a, b in pairs), "some are, some are not"
 
 
+def test_an_axis_of_layers_makes_no_kernel_of_a_vector() -> None:
+    """Weight decay spares gains and biases, stacked or not."""
+    params = {
+        "__layer_stack_1": {"w": jnp.ones((3, 4, 5)), "gain": jnp.ones((3, 5))},
+        "linear": {"w": jnp.ones((4, 5)), "b": jnp.ones(5)},
+    }
+    assert optax_agc.kernels(params, optax_agc.haiku) == {
+        "__layer_stack_1": {"w": True, "gain": False},
+        "linear": {"w": True, "b": False},
+    }
+    recipe = optax_agc.sgd_agc(1.0, weight_decay=0.1, unit_axes=optax_agc.haiku)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = recipe.update(zeros, recipe.init(params), params)
+    moved = jax.tree.map(lambda x: bool(jnp.any(x)), updates)
+    assert moved == optax_agc.kernels(params, optax_agc.haiku)
+
+
 def test_attention_of_flax() -> None:
     """Each feature of each head is a unit; what joins the heads has one unit a feature."""
     ones = {"query": (8, 2, 4), "key": (8, 2, 4), "value": (8, 2, 4), "out": (2, 4, 8)}
@@ -304,10 +321,11 @@ def test_what_is_said_overrides_what_is_told() -> None:
     assert ratios["other"]["kernel"].shape == (1, 5)
 
 
-def test_nfnets_have_the_same_units_by_rank_and_by_name() -> None:
+@pytest.mark.parametrize("name", ["nfnet_micro", "nf_convnet", "resnet50", "efficientnet_b0"])
+def test_our_networks_have_the_same_units_by_rank_and_by_name(name: str) -> None:
     import nfnets_jax
 
-    model = nfnets_jax.create_model("nfnet_micro", num_classes=10)
+    model = nfnets_jax.create_model(name, num_classes=10)
     params, _ = jax.eval_shape(model.init, KEY, jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
     by_rank, by_name = (
         jax.eval_shape(lambda p, axes=axes: optax_agc.unit_ratios(p, p, unit_axes=axes), params)

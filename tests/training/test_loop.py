@@ -301,6 +301,38 @@ def test_steps_are_profiled_and_shown_on_request(
     assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
 
 
+def test_a_deep_network_is_kept_in_the_published_form_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its three blocks two are equal: on the devices their parameters are stacked."""
+    seen: set[str] = set()
+    monkeypatch.setattr(
+        reporting.Reporter, "clipping", lambda self, step, figures: seen.update(figures)
+    )
+    config = tiny(num_steps=5, log_every=1, look_every=1, eval_every=0, checkpoint_every=0)
+    config.model.update({"depth": (3,), "looped_blocks": 2})
+    once = loop.train(config, tmp_path / "once")
+    published = make_plan(config).create_state()
+    names = {f"{module}/{name}" for module, values in published.params.items() for name in values}
+    assert {name.rsplit("/", 1)[0] for name in seen} == names
+    with contextlib.closing(Checkpoints(tmp_path / "once" / "checkpoints", 1)) as saved:
+        _, state, _ = saved.restore_latest(published, print) or pytest.fail("nothing was saved")
+    assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, published)
+    assert reporting.params_sha256(state.params) == once["params_sha256"]
+
+    reporter = reporting.Reporter.train
+    signals = iter([signal.SIGTERM])
+
+    def interrupted(self: reporting.Reporter, step: int, figures: Any) -> None:
+        reporter(self, step, figures)
+        os.kill(os.getpid(), next(signals, 0))
+
+    monkeypatch.setattr(reporting.Reporter, "train", interrupted)
+    with pytest.raises(loop.Interrupted):
+        loop.train(config, tmp_path / "twice")
+    assert loop.train(config, tmp_path / "twice")["params_sha256"] == once["params_sha256"]
+
+
 def test_clipping_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, dict[str, float]] = {}
     monkeypatch.setattr(

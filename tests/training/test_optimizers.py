@@ -1,11 +1,16 @@
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nfnets_jax
 from experiments import recipes
 from nfnets_jax.errors import InputError
 from nfnets_jax.training.optimizers import create_optimizer, learning_rate
+from nfnets_jax.training.transfer import heights
 
 
 def test_efficientnets_learn_by_their_papers_schedule() -> None:
@@ -81,6 +86,38 @@ def test_muon_is_orthogonal_for_kernels_and_adam_for_all_else() -> None:
     np.testing.assert_allclose(after[elsewhere], scale * before[elsewhere], atol=2e-3 * rate)
     step = np.diag(before - after / scale) / rate
     assert all((step > 0.6) & (step < 1.3))
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "muon"])
+def test_stacked_layers_learn_as_each_alone(name: str) -> None:
+    """Clipping, decay, norms and the learning rates of layers, for two steps."""
+    config = recipes.efficientnet_imagenet(0)
+    decay = 0.0 if name == "muon" else 0.1
+    config.optimizer.update(name=name, clipping=0.01, layer_decay=0.5, weight_decay=decay)
+    network: dict[str, Any] = {"depth": (3,), "width": (16,), "strides": (1,), "group_size": 8}
+    model = nfnets_jax.create_model("nfnet_micro", 10, **network, looped_blocks=2)
+    height = heights(model, 3)
+    rng = np.random.default_rng(0)
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    params, *grads = (
+        jax.tree.map(lambda x, by=by: by * rng.standard_normal(x.shape, np.float32), params)
+        for by in (1.0, 0.02, 0.02)
+    )
+
+    def trained(stacked: Callable[[Any], Any]) -> tuple[Any, Any]:
+        optimizer = create_optimizer(config, stacked(height))
+        state, updates = optimizer.init(stacked(params)), None
+        for gradient in grads:
+            updates, state = jax.jit(optimizer.update)(stacked(gradient), state, stacked(params))
+        return updates, state
+
+    expected, actual = trained(lambda tree: tree), trained(model.stacked)
+    assert len(jax.tree.leaves(actual)) < len(jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7),
+        model.unstacked(actual),
+        expected,
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ def test_units_counted_as_clipped_are_those_that_clipping_changes() -> None:
     clipping = 0.02
     transformation = optax_agc.adaptive_grad_clip(clipping)
     clipped, _ = transformation.update(GRADS, optax.EmptyState(), PARAMS)
-    measured = np.asarray(telemetry.measure(GRADS, PARAMS, clipping, 1e-3))
-    figures = telemetry.named(measured, PARAMS)
+    figures = telemetry.named(telemetry.measure(GRADS, PARAMS, clipping, 1e-3))
     for module, name in (("conv", "w"), ("conv", "gain"), ("linear", "w")):
         before, after = np.asarray(GRADS[module][name]), np.asarray(clipped[module][name])
         unit = (0,) if before.ndim < 2 else tuple(range(before.ndim - 1))
@@ -34,6 +33,39 @@ def test_units_counted_as_clipped_are_those_that_clipping_changes() -> None:
 
 def test_it_is_looked_at_every_so_many_steps() -> None:
     look = jax.jit(telemetry.Look(3, 0.02, 1e-3))
-    assert [bool(np.any(look(step, GRADS, PARAMS))) for step in range(1, 7)] == [
-        step % 3 == 0 for step in range(1, 7)
-    ]
+    seen = [np.any(jax.tree.leaves(look(step, GRADS, PARAMS)["conv"])) for step in range(1, 7)]
+    assert seen == [step % 3 == 0 for step in range(1, 7)]
+
+
+def test_each_of_equal_layers_has_its_own_figures() -> None:
+    layers = [jax.tree.map(lambda x, by=by: by * x, GRADS["conv"]) for by in (0.5, 1, 3)]
+    one_by_one = telemetry.measure(
+        {f"conv_{place}": grads for place, grads in enumerate(layers)},
+        {f"conv_{place}": PARAMS["conv"] for place in range(3)},
+        0.02,
+        1e-3,
+    )
+    module = "net/~/__layer_stack_1/conv"
+    stacked = telemetry.measure(
+        {module: jax.tree.map(lambda *x: np.stack(x), *layers)},
+        {module: jax.tree.map(lambda x: np.stack([x] * 3), PARAMS["conv"])},
+        0.02,
+        1e-3,
+    )
+    for place in range(3):
+        for name in PARAMS["conv"]:
+            alone = one_by_one[f"conv_{place}"][name]
+            np.testing.assert_allclose(stacked[module][name][place], alone, rtol=1e-6)
+
+
+def test_units_without_a_finite_gradient_are_left_out() -> None:
+    grads = {"linear": {"w": GRADS["linear"]["w"].copy()}}
+    grads["linear"]["w"][2, 0] = np.nan
+    whole = telemetry.measure(
+        {"linear": {"w": GRADS["linear"]["w"][:, 1:]}},
+        {"linear": {"w": PARAMS["linear"]["w"][:, 1:]}},
+        0.02,
+        1e-3,
+    )
+    measured = telemetry.measure(grads, {"linear": PARAMS["linear"]}, 0.02, 1e-3)
+    np.testing.assert_allclose(measured["linear"]["w"][1:], whole["linear"]["w"][1:], rtol=1e-6)

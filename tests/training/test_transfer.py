@@ -110,7 +110,7 @@ def _flops(plan: Plan) -> float:
         "image": np.zeros((16, 8, 8, 1), np.uint8),
         "label": np.zeros(16, np.int32),
     }
-    state = step.replicate(plan.create_state(), plan.devices)
+    state = plan.to_devices(plan.create_state())
     update = compile_update(plan, state, step.transfer(batch, plan.devices), print)
     return update.cost_analysis()["flops"]  # type: ignore[attr-defined]
 
