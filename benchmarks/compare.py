@@ -65,13 +65,9 @@ def main() -> None:
     shape = [f"--batch={arguments.batch}", f"--size={arguments.size}"]
     step = [sys.executable, "-m", "benchmarks.train_step", *shape]
     step.append(f"--precision={arguments.precision}")
-    gradient = [sys.executable, "-m", "benchmarks.compile_time", "--model=nfnet_f6"]
     comparisons = {
         "F0 training step, over plain convolutions": Comparison(
             step, [*step, "--plain", "--steps=2"], 1
-        ),
-        "F6 gradient's compilation, over unrolled": Comparison(
-            gradient, [*gradient, "--unrolled"], 1
         ),
     }
     conditions = {key: getattr(arguments, key) for key in ("batch", "size", "precision")}

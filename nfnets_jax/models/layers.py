@@ -96,6 +96,9 @@ def unscaled_activation(name: str) -> Activation:
     return _UNSCALED[name]
 
 
+# The gradient is written out because with autodiff's, value and gradient move half as many bytes
+# again, by the count of XLA's CPU backend.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def standardize(kernel: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
     """Scaled weight standardization (NF-ResNets, section 4.2).
 
@@ -110,40 +113,40 @@ def standardize(kernel: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Ar
     Returns:
       The standardized kernel, shape and dtype of ``kernel``.
     """
-    return _standardize(kernel.reshape(-1, kernel.shape[-1]), gain, eps).reshape(kernel.shape)
-
-
-# On matrices: sums over three leading axes take XLA's CPU backend up to ten times longer. The
-# gradient is written out because with autodiff's, value and gradient move half as many bytes again,
-# by that backend's own count.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _standardize(units: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
-    return _standardize_forward(units, gain, eps)[0]
+    return _standardize_forward(kernel, gain, eps)[0]
 
 
 def _standardize_forward(
-    units: jax.Array, gain: jax.Array, eps: float
+    kernel: jax.Array, gain: jax.Array, eps: float
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    units = _matrix(kernel)
     mean = jnp.mean(units, axis=0)
     spread = jnp.var(units, axis=0) * len(units)
     inverse = lax.rsqrt(jnp.maximum(spread, eps))
     scale = gain * inverse
-    return units * scale - mean * scale, (units, gain, mean, spread, inverse)
+    return kernel * scale - mean * scale, (kernel, gain, mean, spread, inverse)
 
 
 def _standardize_backward(
     eps: float, saved: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    units, gain, mean, spread, inverse = saved
-    total = jnp.sum(gradient, axis=0)
-    gain_gradient = (jnp.sum(gradient * units, axis=0) - mean * total) * inverse
+    kernel, gain, mean, spread, inverse = saved
+    units, of_units = _matrix(kernel), _matrix(gradient)
+    total = jnp.sum(of_units, axis=0)
+    gain_gradient = (jnp.sum(of_units * units, axis=0) - mean * total) * inverse
     # At its lower bound the spread does not depend on the weights.
     slope = jnp.where(spread > eps, gain_gradient * inverse, 0)
     offset = total / len(units) - mean * slope
-    return gain * inverse * (gradient - units * slope - offset), gain_gradient
+    return gain * inverse * (gradient - kernel * slope - offset), gain_gradient
 
 
-_standardize.defvjp(_standardize_forward, _standardize_backward)
+def _matrix(kernel: jax.Array) -> jax.Array:
+    # To sum over three leading axes takes XLA's CPU backend up to ten times longer. All else is
+    # done in the kernel's own shape: reshaped, a gradient of stacked 1x1 kernels would be copied.
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+standardize.defvjp(_standardize_forward, _standardize_backward)
 
 
 class ScaledKernel(NamedTuple):
@@ -155,8 +158,9 @@ class ScaledKernel(NamedTuple):
 
     def weights(self, dtype: jnp.dtype) -> "Affine":
         """The kernel, standardized, and the bias, in ``dtype``; of one pixel, a matrix."""
-        w = self.w[0, 0] if self.w.shape[:2] == (1, 1) else self.w
-        return Affine(standardize(w, self.gain).astype(dtype), self.bias.astype(dtype))
+        w = standardize(self.w, self.gain)
+        w = w[0, 0] if w.shape[:2] == (1, 1) else w
+        return Affine(w.astype(dtype), self.bias.astype(dtype))
 
 
 class Affine(NamedTuple):
