@@ -4,7 +4,7 @@
 
 Nothing is run and no parameters are made. They are stacked, as training has them, or with
 ``--published`` an array a layer. ``--unrolled`` compiles every block by itself; then nothing is
-stacked. ``--update`` compiles all that training does in a step.
+stacked. ``--update`` compiles a training step, without looks at clipping.
 """
 
 import argparse

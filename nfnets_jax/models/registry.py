@@ -139,8 +139,8 @@ class Model:
     def stacked(self, tree: Any) -> Any:
         """Parameters with equal blocks as one, each array with a leading axis that counts them.
 
-        NFNet-F6 has 165 arrays instead of 1457 then: gradients and what is done with them compile
-        and run faster. ``apply`` takes parameters in either form.
+        NFNet-F6 has 165 arrays instead of 1457 then, and what is done with them compiles in less
+        time. ``apply`` takes parameters in either form.
 
         Args:
           tree: parameters, or whatever is in their form or has parts in it: gradients, an

@@ -76,7 +76,9 @@ class Plan:
 
     def to_devices(self, state: TrainState) -> TrainState:
         """A copy on every device, its parameters stacked as ``Model.stacked`` has it."""
-        return replicate(self.model.stacked(jax.tree.map(np.asarray, state)), self.devices)
+        # On a device to stack would be code to compile; NumPy does it at once.
+        host_state = jax.tree.map(np.asarray, state)
+        return replicate(self.model.stacked(host_state), self.devices)
 
     def to_host(self, tree: chex.ArrayTree) -> Any:
         """What one device has of a replicated tree, in the host's memory, no longer stacked."""
