@@ -18,6 +18,7 @@ import numpy as np
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.models import layers, stacking
 from nfnets_jax.models.convolution import in_loop
+from nfnets_jax.models.looping import loop
 from nfnets_jax.models.nf_block import BlockForm, BlockParameters, BlockWeights, NFBlock, nf_block
 from nfnets_jax.models.recomputing import recomputed
 from nfnets_jax.models.stacking import LayerStack, stack_name
@@ -360,9 +361,7 @@ def _run_stage(
 
     x = block(stride)(stage.first, x, *_at(0, betas, keep))
     if isinstance(stage.rest, BlockWeights):
-        looped = block(looped=True)
-        inputs = (stage.rest, *_at(slice(1, None), betas, keep))
-        x, _ = jax.lax.scan(lambda x, one: (looped(one[0], x, *one[1:]), None), x, inputs)
+        x = loop(block(looped=True), stage.rest, x, _at(slice(1, None), betas, keep))
     else:
         for index, weights in enumerate(stage.rest, start=1):
             x = block()(weights, x, *_at(index, betas, keep))

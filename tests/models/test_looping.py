@@ -1,0 +1,67 @@
+"""Blocks in a loop, next to autodiff's gradient of the same blocks one after the other."""
+
+import re
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnets_jax.models.looping import loop
+
+BLOCKS, EXAMPLES, WIDTH = 3, 4, 5
+
+
+def block(weights: Any, x: jax.Array, scale: jax.Array, keep: jax.Array | None) -> jax.Array:
+    branch = jnp.tanh(x * scale) @ weights["w"] + weights["unit"][0]
+    return x + (branch if keep is None else jnp.where(keep[:, None], branch, 0))
+
+
+def one_by_one(weights: Any, x: jax.Array, others: Any) -> jax.Array:
+    for place in range(BLOCKS):
+        one, (scale, keep) = jax.tree.map(lambda array: array[place], (weights, others))  # noqa: B023
+        x = block(one, x, scale, keep)
+    return x
+
+
+@pytest.mark.parametrize("kept", [None, [[True] * 4, [False, True] * 2, [False] * 4]])
+def test_value_and_gradient_are_those_of_the_blocks(kept: list[list[bool]] | None) -> None:
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(BLOCKS, WIDTH, WIDTH)),
+        "unit": (rng.normal(size=(BLOCKS, WIDTH)),),
+    }
+    x = rng.normal(size=(EXAMPLES, WIDTH))
+    weights, x = jax.tree.map(jnp.float32, (weights, x))
+    others = jnp.array([1.0, 0.5, 2.0]), None if kept is None else jnp.array(kept)
+
+    def looped(weights: Any, x: jax.Array, others: Any) -> jax.Array:
+        return loop(block, weights, x, others)
+
+    def loss(run: Any) -> Any:
+        return jax.jit(
+            jax.value_and_grad(lambda *arguments: jnp.sum(run(*arguments, others) ** 2), (0, 1))
+        )(weights, x)
+
+    chex.assert_trees_all_close(loss(looped), loss(one_by_one), rtol=1e-5, atol=1e-6)
+    expected = one_by_one(weights, x, others)
+    chex.assert_trees_all_close(looped(weights, x, others), expected, rtol=1e-5)
+
+
+def test_no_turn_of_the_gradients_loop_copies_the_weights_of_all() -> None:
+    weights, x = jnp.ones((64, 32, 32)), jnp.ones((1, 32))
+
+    def step(weights: Any, x: jax.Array) -> jax.Array:
+        return x @ weights
+
+    # Of temporary arrays, as standardized kernels are.
+    gradient = jax.grad(lambda weights: jnp.sum(loop(step, jnp.sin(weights), x, ())))
+    compiled = jax.jit(gradient).lower(weights).compile()
+
+    loops, main = str(compiled.as_text()).split("ENTRY")
+    all_copied = re.compile(r"f32\[64,32,32\]\S* copy\(")
+    assert "f32[64,32,32]" in loops
+    assert not all_copied.search(loops)
+    assert all_copied.search(main)
