@@ -1,6 +1,6 @@
 """How long NFNet-F6 takes to compile, beside other forms of itself, in alternating runs.
 
-    python -m benchmarks.compilation --rounds=3
+    python -m benchmarks.compilation --rounds=5
 
 The others have every block unrolled, or loops but an array a layer. Writes
 ``compilation_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``, as
@@ -17,7 +17,7 @@ from benchmarks.compare import RESULTS, Comparison, measure
 def main() -> None:
     """Measures, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
 

@@ -70,7 +70,7 @@ class NFNetworkConfig:
       alpha: standard deviation that each block adds.
       activation: a key of ``layers.ACTIVATION_GAINS``.
       looped_blocks: from how many equal blocks in a row on they are compiled once, as a loop. It
-        saves compilation: NFNet-F6's gradient took 22 s, and 83 s unrolled, on two CPU threads.
+        saves compilation: NFNet-F6's gradient took 19 s, and 85 s unrolled, on two CPU threads.
       remat: what is computed anew for the gradient instead of being kept: ``"none"`` but the
         activations and what scales a branch, each ``"block"`` from its input, or each stage in
         ``"full"``, block by block. README.md has the memory that each took.
