@@ -35,10 +35,11 @@ def _loop_forward(
     block: Callable[..., jax.Array], weights: Any, x: jax.Array, others: Any
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     def run(x: jax.Array, one: Any) -> tuple[jax.Array, Any]:
-        pulled: tuple[jax.Array, Any] = jax.vjp(block, one[0], x, *one[1])
-        y, pull = pulled
-        # These are at hand anyway when the gradient is taken.
-        pull.args_res[0], pull.args_res[2:] = None, [None] * len(one[1])
+        weights, others = one
+        pull: Any
+        y, pull = jax.vjp(block, weights, x, *others)
+        # Of the arguments that it holds, only x is not at hand anyway when it is called.
+        pull.args_res = [None, pull.args_res[1], *[None] * len(others)]
         return y, pull
 
     y, pulls = lax.scan(run, x, (weights, others))
@@ -50,26 +51,27 @@ def _loop_backward(
 ) -> tuple[Any, jax.Array, None]:
     del block
     weights, pulls, others = saved
-    blocks = len(jax.tree.leaves(weights)[0])
 
-    # Not a scan in reverse: to count down in all that takes a place is other code than the forward
-    # loop's, which is shared so.
+    # Not a scan in reverse: its places, counted from the end, would be code of their own, where the
+    # forward loop's is shared.
     def run(carry: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
         place, gradient, of_all = carry
-        pull, one, others_one = _entry((pulls, weights, others), place)
-        pull.args_res[0], pull.args_res[2:] = one, others_one
-        of_one, gradient, *_ = pull(gradient)
+        pull, weights_here, others_here = _entry((pulls, weights, others), place)
+        pull.args_res = [weights_here, pull.args_res[1], *others_here]
+        of_weights, gradient, *_ = pull(gradient)
 
         def write(array: jax.Array, new: jax.Array) -> jax.Array:
             return lax.dynamic_update_index_in_dim(
                 array, new, place, 0, allow_negative_indices=False
             )
 
-        return place - 1, gradient, jax.tree.map(write, of_all, of_one)
+        return place - 1, gradient, jax.tree.map(write, of_all, of_weights)
 
-    # Each entry is written. It begins as the weights: a copy is no code, zeros are for each shape.
-    carry = jnp.int32(blocks - 1), gradient, weights
-    _, gradient, of_all = lax.while_loop(lambda carry: carry[0] >= 0, run, carry)
+    last = jnp.int32(len(jax.tree.leaves(weights)[0]) - 1)
+    # All of it is written over. The weights are there to be copied; zeros are code for each shape.
+    _, gradient, of_all = lax.while_loop(
+        lambda carry: carry[0] >= 0, run, (last, gradient, weights)
+    )
     return of_all, gradient, None
 
 
