@@ -1,5 +1,6 @@
 """Blocks in a loop, next to autodiff's gradient of the same blocks one after the other."""
 
+import operator
 import re
 from typing import Any
 
@@ -21,7 +22,7 @@ def block(weights: Any, x: jax.Array, scale: jax.Array, keep: jax.Array | None) 
 
 def one_by_one(weights: Any, x: jax.Array, others: Any) -> jax.Array:
     for place in range(BLOCKS):
-        one, (scale, keep) = jax.tree.map(lambda array: array[place], (weights, others))  # noqa: B023
+        one, (scale, keep) = jax.tree.map(operator.itemgetter(place), (weights, others))
         x = block(one, x, scale, keep)
     return x
 
