@@ -151,6 +151,7 @@ def _tiles(x: jax.Array, size: int, groups: int) -> jax.Array:
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
     phases = padded.reshape(examples, rows + 1, size, columns + 1, size, groups, -1)
     phases = phases.transpose(2, 4, 5, 0, 1, 3, 6)
+    # Columns before rows: the other order compiles two to three times as long in NFNets' stems.
     wide = jnp.concatenate([phases[..., :-1, :], phases[:, :2, ..., 1:, :]], axis=1)
     tiles = jnp.concatenate([wide[..., :-1, :, :], wide[:2, ..., 1:, :, :]])
     return tiles.reshape((size + 2) ** 2, groups, examples * rows * columns, -1)
