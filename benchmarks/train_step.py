@@ -4,7 +4,7 @@
 
 The step is the one of ``experiments.run`` on one device: loss, gradient, AGC, SGD with Nesterov
 momentum, moving average of the parameters. ``--forward`` times inference instead, and with
-``--folded`` that of the weights that ``nfnets_jax.inference.fold`` makes.
+``--folded`` that of the weights that ``nfnets_jax.serving.export.fold`` makes.
 """
 
 import argparse
@@ -26,10 +26,11 @@ from experiments import process
 from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
-from nfnets_jax.inference import fold
-from nfnets_jax.models import convolution, counting
+from nfnets_jax.kernels import convolution
+from nfnets_jax.models import counting
 from nfnets_jax.models.nf_network import REMAT
 from nfnets_jax.models.registry import PRECISIONS, Model
+from nfnets_jax.serving.export import fold
 from nfnets_jax.training import step
 from nfnets_jax.training.memory import planned_bytes
 

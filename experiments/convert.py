@@ -14,8 +14,8 @@ from pathlib import Path
 
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import create_model
-from nfnets_jax.pretrained import load_pretrained, save_pretrained
 from nfnets_jax.weights.files import write_safetensors
+from nfnets_jax.weights.pretrained import load_pretrained, save_pretrained
 from nfnets_jax.weights.published import Tree, write_published
 from nfnets_jax.weights.timm_names import to_timm
 

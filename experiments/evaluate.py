@@ -22,12 +22,12 @@ import rich.console
 import rich.progress
 
 from experiments import opening, process
-from nfnets_jax.classifier import Classifier
 from nfnets_jax.data.pipeline import Reader, check_readable, eval_batches
 from nfnets_jax.data.sources import Source, open_split
 from nfnets_jax.data.unreadable import Unreadable
 from nfnets_jax.errors import InputError, WorkerError, nearest
-from nfnets_jax.evaluation import Tally
+from nfnets_jax.serving.classifier import Classifier
+from nfnets_jax.serving.metrics import Tally
 from nfnets_jax.training.workdir import read_run
 
 # Of the classes, how many are shown that are told apart worst.

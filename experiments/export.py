@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import opening
-from nfnets_jax.atomically import written
-from nfnets_jax.classifier import Classifier
+from nfnets_jax.atomic import written
 from nfnets_jax.errors import InputError
-from nfnets_jax.inference import export, export_onnx
+from nfnets_jax.serving.classifier import Classifier
+from nfnets_jax.serving.export import export, export_onnx
 
 _FORMATS = {".stablehlo": "StableHLO", ".onnx": "ONNX"}
 # How far the artifact may be from what it was made of, over the logits' standard deviation.

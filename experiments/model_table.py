@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 import nfnets_jax
 from experiments.published_results import PUBLISHED, TIMES_SOURCE, Published
-from nfnets_jax.atomically import written
+from nfnets_jax.atomic import written
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.models import counting
 from nfnets_jax.models.registry import PRECISIONS, Model

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from nfnets_jax.classifier import Classifier, open_classifier
 from nfnets_jax.errors import InputError
+from nfnets_jax.serving.classifier import Classifier, open_classifier
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -23,10 +23,10 @@ import rich.progress
 from matplotlib.figure import Figure
 
 from experiments import opening, process
-from nfnets_jax.classifier import Classifier
 from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.sources import IMAGE_SUFFIXES
 from nfnets_jax.errors import InputError, UnreadableImageError
+from nfnets_jax.serving.classifier import Classifier
 
 _TOP = 5
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from nfnets_jax.models.registry import Model as Model
     from nfnets_jax.models.registry import create_model as create_model
     from nfnets_jax.models.registry import list_models as list_models
-    from nfnets_jax.pretrained import load_pretrained as load_pretrained
-    from nfnets_jax.pretrained import save_pretrained as save_pretrained
+    from nfnets_jax.weights.pretrained import load_pretrained as load_pretrained
+    from nfnets_jax.weights.pretrained import save_pretrained as save_pretrained
 
 __version__ = "0.1.0"
 
@@ -21,8 +21,8 @@ _HOMES = {
     "Model": "nfnets_jax.models.registry",
     "create_model": "nfnets_jax.models.registry",
     "list_models": "nfnets_jax.models.registry",
-    "load_pretrained": "nfnets_jax.pretrained",
-    "save_pretrained": "nfnets_jax.pretrained",
+    "load_pretrained": "nfnets_jax.weights.pretrained",
+    "save_pretrained": "nfnets_jax.weights.pretrained",
 }
 __all__ = list(_HOMES)
 

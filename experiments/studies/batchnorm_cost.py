@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 import nfnets_jax
 from experiments import recipes
 from experiments.studies import grid
-from nfnets_jax.atomically import replaced
+from nfnets_jax.atomic import replaced
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.batch_norm import BatchNorm
 from nfnets_jax.training.memory import compile_update, planned_bytes

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from experiments.studies import grid
-from nfnets_jax.atomically import replaced
+from nfnets_jax.atomic import replaced
 from nfnets_jax.errors import InputError
 
 

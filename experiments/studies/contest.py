@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments import recipes
 from experiments.studies import grid
-from nfnets_jax.atomically import replaced
+from nfnets_jax.atomic import replaced
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.training import loop
 from nfnets_jax.training.divergence import Diverged

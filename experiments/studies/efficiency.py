@@ -21,7 +21,7 @@ import nfnets_jax
 from experiments.published_results import PUBLISHED, TIMES_SOURCE
 from experiments.studies import contest, grid
 from experiments.studies.contest import Contender, Effort, Results
-from nfnets_jax.atomically import replaced
+from nfnets_jax.atomic import replaced
 from nfnets_jax.models import counting
 
 EFFORTS = {

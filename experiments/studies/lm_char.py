@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from experiments.configs import lm_char
 from experiments.studies import grid
 from nfnets_jax import optax_agc
-from nfnets_jax.atomically import replaced
+from nfnets_jax.atomic import replaced
 from nfnets_jax.errors import InputError
 
 _BYTES = 256

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 import nfnets_jax
 from experiments.studies import grid
-from nfnets_jax.atomically import replaced
+from nfnets_jax.atomic import replaced
 from nfnets_jax.errors import InputError
 from nfnets_jax.models import layers
 from nfnets_jax.models.nf_network import NetworkWeights, expected_variances

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfnets_jax.models.convolution import conv2d
+from nfnets_jax.kernels.convolution import conv2d
 from nfnets_jax.models.initialization import Normal
 
 

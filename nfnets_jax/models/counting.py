@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.models import convolution
+from nfnets_jax.kernels import convolution
 from nfnets_jax.models.registry import Model
 
 # The scopes that networks compute in, one after the other.
@@ -100,7 +100,7 @@ def summarize(model: Model, image_size: int, channels: int = 3) -> Summary:
 def work(function: Callable[..., Any], *args: Any) -> Work:
     """Counts a function of arrays; ``args`` may be shapes.
 
-    A convolution of ``nfnets_jax.models.convolution`` counts as what it is, in whatever form the
+    A convolution of ``nfnets_jax.kernels.convolution`` counts as what it is, in whatever form the
     backend at hand computes it.
     """
     return _total(map(_work_of, _trace(function, *args).eqns))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nfnets_jax.models.convolution import conv2d
+from nfnets_jax.kernels.convolution import conv2d
 from nfnets_jax.models.initialization import Normal
 
 Activation = Callable[[jax.Array], jax.Array]

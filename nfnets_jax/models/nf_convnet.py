@@ -24,8 +24,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from nfnets_jax.errors import InputError
+from nfnets_jax.kernels.convolution import conv2d, conv2d_max_pool
 from nfnets_jax.models import layers
-from nfnets_jax.models.convolution import conv2d, conv2d_max_pool
 from nfnets_jax.models.initialization import Identities
 
 

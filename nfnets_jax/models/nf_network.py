@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnets_jax.errors import InputError, nearest
-from nfnets_jax.models import layers, stacking
-from nfnets_jax.models.convolution import in_loop
-from nfnets_jax.models.looping import loop
+from nfnets_jax.kernels.convolution import in_loop
+from nfnets_jax.kernels.loop import loop
+from nfnets_jax.kernels.remat import recomputed
+from nfnets_jax.models import layers
+from nfnets_jax.models import prepare as stacking
 from nfnets_jax.models.nf_block import BlockForm, BlockParameters, BlockWeights, NFBlock, nf_block
-from nfnets_jax.models.recomputing import recomputed
-from nfnets_jax.models.stacking import LayerStack, stack_name
+from nfnets_jax.models.prepare import LayerStack, stack_name
 
 REMAT = ("none", "block", "full")
 

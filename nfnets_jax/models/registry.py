@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError, nearest
+from nfnets_jax.kernels.convolution import rounded
 from nfnets_jax.models import efficientnet, nf_convnet, nf_regnet, nf_resnet, nfnet, resnet
-from nfnets_jax.models.convolution import rounded
 from nfnets_jax.models.initialization import initialize
 from nfnets_jax.models.nf_network import (
     NFNetwork,
@@ -21,7 +21,7 @@ from nfnets_jax.models.nf_network import (
     network_weights,
     nf_network,
 )
-from nfnets_jax.models.stacking import LayerStack, stacked, unstacked
+from nfnets_jax.models.prepare import LayerStack, stacked, unstacked
 
 
 class Precision(NamedTuple):

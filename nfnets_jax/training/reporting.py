@@ -23,7 +23,7 @@ import tensorboardX
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from nfnets_jax.atomically import replaced
+from nfnets_jax.atomic import replaced
 from nfnets_jax.models.counting import Summary
 
 Row = dict[str, Any]

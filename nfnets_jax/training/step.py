@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nfnets_jax.data.sources import Dataset
-from nfnets_jax.models.convolution import in_loop
+from nfnets_jax.kernels.convolution import in_loop
 from nfnets_jax.models.registry import Model
 from nfnets_jax.optax_agc import materialized
 from nfnets_jax.training import objective

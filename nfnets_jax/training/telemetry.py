@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from nfnets_jax import optax_agc
-from nfnets_jax.models.stacking import is_stacked
+from nfnets_jax.models.prepare import is_stacked
 
 _FIGURES = ("clipped", "median_ratio", "largest_ratio")
 

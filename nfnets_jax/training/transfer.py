@@ -15,9 +15,9 @@ import optax
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model
-from nfnets_jax.pretrained import load_pretrained
 from nfnets_jax.training.checkpoints import read_model_state
 from nfnets_jax.weights.fitting import Fit
+from nfnets_jax.weights.pretrained import load_pretrained
 
 Tree = dict[str, dict[str, np.ndarray]]
 

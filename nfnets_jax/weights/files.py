@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nfnets_jax.atomically import written
+from nfnets_jax.atomic import written
 from nfnets_jax.errors import InputError
 from nfnets_jax.weights.published import Tree, read_published
 from nfnets_jax.weights.torch_files import LEGACY, read_torch

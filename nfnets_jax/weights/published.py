@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nfnets_jax.atomically import written
+from nfnets_jax.atomic import written
 from nfnets_jax.errors import InputError
 from nfnets_jax.weights.unpickling import Buildable, Constructor, unpickle
 

@@ -10,7 +10,7 @@ import pytest
 
 import nfnets_jax
 from experiments import export
-from nfnets_jax.classifier import open_classifier
+from nfnets_jax.serving.classifier import open_classifier
 
 
 @pytest.fixture(autouse=True)

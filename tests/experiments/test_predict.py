@@ -12,10 +12,10 @@ import pytest
 import nfnets_jax
 from experiments import evaluate, predict
 from experiments.configs import nfnet_digits
-from nfnets_jax.classifier import open_classifier
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
-from nfnets_jax.inference import freeze
+from nfnets_jax.serving.classifier import open_classifier
+from nfnets_jax.serving.export import freeze
 from nfnets_jax.training import loop
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 import nfnets_jax
+from nfnets_jax.kernels.convolution import conv2d
 from nfnets_jax.models import counting
-from nfnets_jax.models.convolution import conv2d
 
 PARAMETERS = {
     "resnet50": 25_557_032,

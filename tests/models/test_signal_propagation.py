@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import nfnets_jax
+from nfnets_jax.kernels.convolution import conv2d
 from nfnets_jax.models import layers
-from nfnets_jax.models.convolution import conv2d
 
 ALPHA = 0.2
 WIDTH = (96, 96, 96, 160, 160, 160)

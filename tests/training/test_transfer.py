@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 import nfnets_jax
 from experiments.configs import nfnet_digits
 from nfnets_jax.errors import InputError
-from nfnets_jax.pretrained import save_pretrained
 from nfnets_jax.training import loop, step
 from nfnets_jax.training.memory import compile_update
 from nfnets_jax.training.plan import Plan, make_plan
 from nfnets_jax.training.transfer import heights, scale_by_layer
+from nfnets_jax.weights.pretrained import save_pretrained
 from nfnets_jax.weights.published import Tree
 
 SMALL: dict[str, Any] = {

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import nfnets_jax
-from nfnets_jax import inference
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model
+from nfnets_jax.serving import export as inference
 from nfnets_jax.weights.published import Tree
 from tests import golden
 from tests.models.test_nf_network import SMALL

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import nfnets_jax
-from nfnets_jax.models.stacking import LayerStack, stacked, unstacked
+from nfnets_jax.models.prepare import LayerStack, stacked, unstacked
 
 STACKS = (LayerStack("net/~/__layer_stack_1/block", ("net/~/block_1", "net/~/block_2")),)
 SINGLE = {"net/~/block": {"gain": np.ones(3)}, "net/~/block_10/~/conv": {"w": np.ones(2)}}

@@ -13,13 +13,13 @@ from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.examples import CenterCrop
 from nfnets_jax.data.sources import imagenet_classes, normalization
 from nfnets_jax.errors import InputError
-from nfnets_jax.inference import Frozen, Outputs, freeze
 from nfnets_jax.models.registry import create_model
-from nfnets_jax.pretrained import load_pretrained
+from nfnets_jax.serving.export import Frozen, Outputs, freeze
 from nfnets_jax.training import objective, step
 from nfnets_jax.training.checkpoints import read_model_state
 from nfnets_jax.training.workdir import read_run
 from nfnets_jax.weights.fitting import Fit
+from nfnets_jax.weights.pretrained import load_pretrained
 
 # As the ImageNet configurations evaluate; small images have none to give.
 _MARGIN = 32

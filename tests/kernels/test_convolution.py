@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from nfnets_jax.models import convolution
-from nfnets_jax.models.convolution import conv2d, conv2d_max_pool, in_loop, plain, rounded
+from nfnets_jax.kernels import convolution
+from nfnets_jax.kernels.convolution import conv2d, conv2d_max_pool, in_loop, plain, rounded
 
 
 @pytest.mark.parametrize(

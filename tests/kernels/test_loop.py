@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfnets_jax.models.looping import loop
+from nfnets_jax.kernels.loop import loop
 
 BLOCKS, EXAMPLES, WIDTH = 3, 4, 5
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from nfnets_jax.models.portions import in_portions
+from nfnets_jax.kernels.cpu.portions import in_portions
 
 # By the side of a tile, where its polynomials are evaluated, besides infinity: of some tried, the
 # points with the smallest errors of rounding. Those of 4 were 8e-7 of the outputs' deviation; of

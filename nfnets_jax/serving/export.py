@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nfnets_jax.errors import InputError
-from nfnets_jax.models import folding
-from nfnets_jax.models.convolution import for_backend
+from nfnets_jax.kernels.convolution import for_backend
 from nfnets_jax.models.nf_network import (
     NetworkWeights,
     NFNetworkConfig,
@@ -21,6 +20,7 @@ from nfnets_jax.models.nf_network import (
     nf_network,
 )
 from nfnets_jax.models.registry import PRECISIONS, Model
+from nfnets_jax.serving import folding
 
 Outputs = dict[str, jax.Array]
 

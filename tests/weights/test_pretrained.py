@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import nfnets_jax
-from nfnets_jax import pretrained
 from nfnets_jax.errors import InputError
 from nfnets_jax.training.checkpoints import Checkpoints
 from nfnets_jax.training.step import TrainState
+from nfnets_jax.weights import pretrained
 from nfnets_jax.weights.published import Tree, write_published
 from tests import golden
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
 
-from nfnets_jax.evaluation import Tally
+from nfnets_jax.serving.metrics import Tally
 
 
 def test_figures_are_scikit_learns() -> None:

@@ -28,11 +28,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from nfnets_jax.models import winograd
-from nfnets_jax.models.depthwise import depthwise_conv2d
-from nfnets_jax.models.looping import opaque_range
-from nfnets_jax.models.pooling import max_pool, maximum_and_place, spread
-from nfnets_jax.models.portions import in_portions
+from nfnets_jax.kernels.cpu import winograd
+from nfnets_jax.kernels.cpu.depthwise import depthwise_conv2d
+from nfnets_jax.kernels.cpu.pooling import max_pool, maximum_and_place, spread
+from nfnets_jax.kernels.cpu.portions import in_portions
+from nfnets_jax.kernels.loop import opaque_range
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Below either, the native gradient of a kernel is as fast as products, and faster to compile.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nfnets_jax.models.looping import stack
+from nfnets_jax.kernels.loop import stack
 
 
 class LayerStack(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from nfnets_jax.models import pooling
+from nfnets_jax.kernels.cpu import pooling
 
 
 @pytest.mark.parametrize("size", [6, 7])

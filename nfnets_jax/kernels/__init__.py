@@ -1,0 +1,1 @@
+"""How networks are computed fast; README.md says who should read it."""

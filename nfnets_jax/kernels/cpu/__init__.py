@@ -1,0 +1,1 @@
+"""Forms of convolution and pooling for XLA's CPU backend."""

@@ -1,0 +1,1 @@
+"""Networks that have learned: from pictures to probabilities, folded, exported, measured."""
