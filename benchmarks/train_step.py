@@ -8,7 +8,6 @@ momentum, moving average of the parameters. ``--forward`` times inference instea
 """
 
 import argparse
-import contextlib
 import functools
 import json
 import statistics
@@ -26,10 +25,10 @@ from experiments import process
 from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
-from nfnets_jax.kernels import convolution
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models import counting
-from nfnets_jax.models.nf_network import REMAT
 from nfnets_jax.models.registry import PRECISIONS, Model
+from nfnets_jax.models.stage import REMAT
 from nfnets_jax.serving.export import fold
 from nfnets_jax.training import step
 from nfnets_jax.training.memory import planned_bytes
@@ -53,8 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     process.keep_freed_memory()
     try:
-        with convolution.plain() if arguments.plain else contextlib.nullcontext():
-            print(json.dumps(measure(arguments)))
+        print(json.dumps(measure(arguments)))
     except InputError as error:
         sys.exit(str(error))
 
@@ -66,6 +64,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     model = nfnets_jax.create_model(
         arguments.model, _CLASSES, precision=arguments.precision, **remat
     )
+    if arguments.plain:
+        model = model.with_policy(Policy(native=True))
     shape = (arguments.batch, arguments.size, arguments.size, 3)
     if arguments.forward:
         measured = _forward(model, shape, arguments.steps, arguments.folded)

@@ -27,7 +27,6 @@ from experiments.studies import grid
 from nfnets_jax.atomic import replaced
 from nfnets_jax.errors import InputError
 from nfnets_jax.models import layers
-from nfnets_jax.models.nf_network import NetworkWeights, expected_variances
 
 FIGURES = {
     "variance": "variance",
@@ -150,51 +149,30 @@ def _normalizer_free(
     return jax.device_get(run(images))
 
 
-def _changed(weights: NetworkWeights, config: Any, change: str, key: jax.Array) -> NetworkWeights:
-    """Weights with which the network computes as if something had been left out of it.
+def _changed(weights: hk.Params, config: Any, change: str, key: jax.Array) -> hk.MutableParams:
+    """Changes prepared weights so that the network computes as if it lacked something.
 
     Every convolution but the first follows an activation, and those that read a block's input
     follow its beta: a factor less there is the same as one less in the kernel.
     """
     gain = layers.ACTIVATION_GAINS[config.activation]
-    deviations = np.sqrt(expected_variances(_transitions(weights), config.alpha))
-
-    def drawn(affine: layers.Affine) -> layers.Affine:
-        nonlocal key
-        key, own = jax.random.split(key)
-        kernel = affine.kernel
-        random = jax.random.normal(own, kernel.shape, kernel.dtype)
-        return affine._replace(kernel=random * kernel[..., 0].size ** -0.5)
-
-    def scaled(factor: float) -> Callable[[layers.Affine], layers.Affine]:
-        return lambda affine: affine._replace(kernel=affine.kernel * factor)
-
-    stages = []
-    for stage, deviation in zip(weights.stages, deviations, strict=True):
-        # What becomes of the convolutions that read the block's input, and of the others.
-        entering, other = {
-            "": (scaled(1), scaled(1)),
-            "no beta": (scaled(deviation), scaled(1)),
-            "activations not scaled": (scaled(1 / gain), scaled(1 / gain)),
-            "kernels not standardized": (drawn, drawn),
-        }[change]
-        reduce, *others = stage.first.convolutions
-        shortcut = stage.first.shortcut
-        block = stage.first._replace(
-            convolutions=(entering(reduce), *map(other, others)),
-            shortcut=None if shortcut is None else entering(shortcut),
-            skip_gain=jnp.ones(()),
-        )
-        stages.append(stage._replace(first=block))
-    weights = weights._replace(stages=tuple(stages))
-    if change == "kernels not standardized":
-        final = None if weights.final is None else drawn(weights.final)
-        return weights._replace(stem=tuple(map(drawn, weights.stem)), final=final)
-    return weights
-
-
-def _transitions(weights: NetworkWeights) -> list[bool]:
-    return [stage.first.shortcut is not None for stage in weights.stages]
+    betas = dict(zip(itertools.chain(*config.block_names), config.betas, strict=True))
+    changed: hk.MutableParams = {module: dict(values) for module, values in weights.items()}
+    for module, values in changed.items():
+        if "skip_gain" in values:
+            values["skip_gain"] = jnp.ones(())
+        if "w" not in values or values["w"].ndim != 4:
+            continue
+        block = module.split("/")[2]
+        if change == "kernels not standardized":
+            key, own = jax.random.split(key)
+            random = jax.random.normal(own, values["w"].shape, values["w"].dtype)
+            values["w"] = random * values["w"][..., 0].size ** -0.5
+        elif change == "activations not scaled" and block in betas:
+            values["w"] /= gain
+        elif change == "no beta" and module.endswith(("/conv0", "/conv_shortcut")):
+            values["w"] /= betas[block]
+    return changed
 
 
 def _resnet(name: str, part: int, images: jax.Array, key: jax.Array) -> list[np.ndarray]:
@@ -248,13 +226,16 @@ def _curves(outputs: Sequence[np.ndarray]) -> Curves:
 
 
 def _predicted(config: Any) -> np.ndarray:
-    """Of the variance after each block."""
-    transitions = [
-        block == 0 and (number > 0 or config.stem[-1][0] != config.width[0])
-        for number, depth in enumerate(config.depth)
-        for block in range(depth)
-    ]
-    return np.array(expected_variances([*transitions, False], config.alpha)[1:])
+    """Returns the variance that each block's output is to have."""
+    channels, variance = config.stem[-1][0], 1.0
+    variances: list[float] = []
+    for width, depth in zip(config.width, config.depth, strict=True):
+        for block in range(depth):
+            starts_anew = block == 0 and (len(variances) > 0 or channels != width)
+            variance = (1.0 if starts_anew else variance) + config.alpha**2
+            variances.append(variance)
+        channels = width
+    return np.array(variances)
 
 
 def _mean_curves(rows: Sequence[grid.Row], network: str, change: str) -> Curves:

@@ -1,4 +1,8 @@
-"""What keeps a loop over equal blocks cheap to compile."""
+"""Runs equal blocks as one loop, with a gradient that compiles quickly.
+
+XLA compiles every kernel of a program by itself, and a deep network unrolled has thousands. A loop
+has the kernels of one block. What is in this file keeps their number low in both directions.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,96 +13,129 @@ import jax.numpy as jnp
 from jax import lax
 
 Tree = TypeVar("Tree")
+# ``(weights, x, *inputs) -> x``, of one block.
+Block = Callable[..., jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def loop(block: Callable[..., jax.Array], weights: Any, x: jax.Array, others: Any) -> jax.Array:
-    """``x = block(weights[i], x, *others[i])`` for each ``i``: blocks one after the other.
+def loop(block: Block, weights: Any, x: jax.Array, inputs: Any) -> jax.Array:
+    """Applies a block repeatedly: ``x = block(weights[i], x, *inputs[i])`` for each ``i``.
 
-    As a ``lax.scan`` would, but its gradient is compiled in less time. It is for reverse-mode
-    differentiation only.
+    The result is that of ``lax.scan``. The gradient, for reverse mode only, compiles faster and
+    keeps no copy of the weights.
 
     Args:
-      block: ``(weights, x, *others) -> x``; what it gives has the shape of what it is given.
-      weights: tree of arrays with a leading axis that counts blocks.
+      block: ``(weights, x, *inputs) -> x``; the output has the shape and dtype of the input.
+      weights: tree of arrays ``[blocks, ...]``.
       x: the first block's input.
-      others: tuple of such trees, or of None, that nothing is learned of: no gradient is theirs.
+      inputs: tuple of trees of arrays ``[blocks, ...]``, or None; no gradient flows to them.
 
     Returns:
-      What the last block gives.
+      The last block's output.
     """
-    x, _ = lax.scan(lambda x, one: (block(one[0], x, *one[1]), None), x, (weights, others))
+    run = _loop if residuals_are_replaceable() else _scan
+    return run(block, weights, x, inputs)
+
+
+def _scan(block: Block, weights: Any, x: jax.Array, inputs: Any) -> jax.Array:
+    x, _ = lax.scan(lambda x, here: (block(here[0], x, *here[1]), None), x, (weights, inputs))
     return x
 
 
-def _loop_forward(
-    block: Callable[..., jax.Array], weights: Any, x: jax.Array, others: Any
-) -> tuple[jax.Array, tuple[Any, ...]]:
-    def run(x: jax.Array, one: Any) -> tuple[jax.Array, Any]:
-        weights, others = one
-        pull: Any
-        y, pull = jax.vjp(block, weights, x, *others)
-        # Of the arguments that it holds, only x is not at hand anyway when it is called.
-        pull.args_res = [None, pull.args_res[1], *[None] * len(others)]
-        return y, pull
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loop(block: Block, weights: Any, x: jax.Array, inputs: Any) -> jax.Array:
+    return _scan(block, weights, x, inputs)
 
-    y, pulls = lax.scan(run, x, (weights, others))
-    return y, (weights, pulls, others)
+
+def _loop_forward(
+    block: Block, weights: Any, x: jax.Array, inputs: Any
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    def run(x: jax.Array, here: Any) -> tuple[jax.Array, Any]:
+        weights, inputs = here
+        y, pullback = jax.vjp(block, weights, x, *inputs)
+        # Only x is a residual of the loop: weights and inputs are at hand in the backward pass.
+        kept = argument_residuals(pullback)[1]
+        return y, replace_argument_residuals(pullback, [None, kept, *[None] * len(inputs)])
+
+    y, pullbacks = lax.scan(run, x, (weights, inputs))
+    return y, (weights, pullbacks, inputs)
 
 
 def _loop_backward(
-    block: Callable[..., jax.Array], saved: tuple[Any, ...], gradient: jax.Array
+    block: Block, residuals: tuple[Any, ...], cotangent: jax.Array
 ) -> tuple[Any, jax.Array, None]:
     del block
-    weights, pulls, others = saved
+    weights, pullbacks, inputs = residuals
 
-    # Not a scan in reverse: its places, counted from the end, would be code of their own, where the
-    # forward loop's is shared.
+    # A while loop and not a reversed scan: a scan counts from the end, and its slices of the
+    # weights would be kernels of their own instead of those that the forward loop has.
     def run(carry: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
-        place, gradient, of_all = carry
-        pull, weights_here, others_here = _entry((pulls, weights, others), place)
-        pull.args_res = [weights_here, pull.args_res[1], *others_here]
-        of_weights, gradient, *_ = pull(gradient)
+        place, cotangent, gradients = carry
+        pullback, weights_here, inputs_here = _entry((pullbacks, weights, inputs), place)
+        kept = argument_residuals(pullback)[1]
+        pullback = replace_argument_residuals(pullback, [weights_here, kept, *inputs_here])
+        gradient, cotangent, *_ = pullback(cotangent)
 
         def write(array: jax.Array, new: jax.Array) -> jax.Array:
             return lax.dynamic_update_index_in_dim(
                 array, new, place, 0, allow_negative_indices=False
             )
 
-        return place - 1, gradient, jax.tree.map(write, of_all, of_weights)
+        return place - 1, cotangent, jax.tree.map(write, gradients, gradient)
 
     last = jnp.int32(len(jax.tree.leaves(weights)[0]) - 1)
-    # All of it is written over. The weights are there to be copied; zeros are code for each shape.
-    _, gradient, of_all = lax.while_loop(
-        lambda carry: carry[0] >= 0, run, (last, gradient, weights)
+    # Every entry is overwritten. A copy of the weights to write in needs no kernel, zeros do.
+    _, cotangent, gradients = lax.while_loop(
+        lambda carry: carry[0] >= 0, run, (last, cotangent, weights)
     )
-    return of_all, gradient, None
+    return gradients, cotangent, None
 
 
-loop.defvjp(_loop_forward, _loop_backward)
+_loop.defvjp(_loop_forward, _loop_backward)
+
+
+@functools.cache
+def residuals_are_replaceable() -> bool:
+    """Returns whether this JAX lists the arguments among a pullback's residuals.
+
+    It is an undocumented attribute of what ``jax.vjp`` returns, ``args_res``, of jax 0.8 to 0.12.
+    Where it is missing, ``loop`` is a ``lax.scan`` with JAX's own gradient.
+    """
+    _, pullback = jax.vjp(lambda x, y: x * y, 1.0, 2.0)
+    return len(getattr(pullback, "args_res", ())) == 2
+
+
+def argument_residuals(pullback: Any) -> Sequence[Any]:
+    """Returns the residuals of a pullback that are arguments, one an argument."""
+    return pullback.args_res
+
+
+def replace_argument_residuals(pullback: Any, arguments: Sequence[Any]) -> Any:
+    """Returns the pullback with other residuals in place of those that are arguments."""
+    pullback.args_res = list(arguments)
+    return pullback
 
 
 @jax.custom_vjp
 def stack(trees: Sequence[Tree]) -> Tree:
-    """One tree of arrays ``[len(trees), ...]`` from trees of the same form and shapes."""
+    """Returns one tree of arrays ``[len(trees), ...]`` from trees of equal structure and shapes."""
 
-    def joined(*arrays: jax.Array) -> jax.Array:
-        # ``jnp.stack`` would first give each of some thousand arrays an axis of its own.
+    def join(*arrays: jax.Array) -> jax.Array:
+        # ``jnp.stack`` would first add an axis to each of some thousand arrays.
         shape = arrays[0].shape
         return jnp.stack(arrays) if shape == () else lax.concatenate(arrays, 0).reshape(-1, *shape)
 
-    return jax.tree.map(joined, *trees)
+    return jax.tree.map(join, *trees)
 
 
 def _stack_forward(trees: Sequence[Tree]) -> tuple[Tree, int]:
     return stack(trees), len(trees)
 
 
-def _stack_backward(length: int, gradient: Tree) -> tuple[list[Tree]]:
-    return ([_entry(gradient, place) for place in opaque_range(length)],)
+def _stack_backward(length: int, cotangent: Tree) -> tuple[list[Tree]]:
+    return ([_entry(cotangent, place) for place in opaque_range(length)],)
 
 
-@jax.jit  # So that it is traced once.
+@jax.jit  # It is traced once for each structure.
 def _entry(tree: Tree, place: jax.Array) -> Tree:
     return jax.tree.map(
         lambda array: lax.dynamic_index_in_dim(
@@ -112,10 +149,10 @@ stack.defvjp(_stack_forward, _stack_backward)
 
 
 def opaque_range(length: int) -> tuple[jax.Array, ...]:
-    """0, 1, ... ``length - 1``, counted in a loop so that XLA does not know the values.
+    """Returns 0, 1, ... ``length - 1`` as scalars whose values XLA does not know.
 
-    To take an array from a place that XLA knows is code of its own, 10 ms of compilation on a CPU
-    for each of some thousand arrays. With the place as data, arrays of a shape share the code.
+    A slice at a known place is a kernel of its own, 10 ms of compilation on a CPU for each of some
+    thousand arrays. Slices of one shape at unknown places share a kernel.
     """
 
     def count(step: jax.Array, places: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

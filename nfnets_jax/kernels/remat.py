@@ -1,21 +1,41 @@
-"""Less memory for more arithmetic: what a function computed is computed anew for its gradient."""
+"""Rematerialization: what the backward pass recomputes instead of keeping it."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+_CONVOLUTION = "convolution"
+
+Function = Callable[..., jax.Array]
 
 
-def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A function of which the gradient keeps the arguments alone.
+def convolution_output(x: jax.Array) -> jax.Array:
+    """Marks the output of a convolution: ``keep_convolutions`` keeps it."""
+    return checkpoint_name(x, _CONVOLUTION)
 
-    ``jax.checkpoint`` would do, did XLA's CPU backend (jax 0.10.2) not drop its barriers before it
-    orders the work: it then computes anew as soon as it can, which is as good as keeping. Here what
-    is computed anew depends on the gradient, so that on no backend can it be computed before.
+
+def keep_convolutions(function: Function) -> Function:
+    """Returns the function with its arguments and the outputs of its convolutions as residuals.
+
+    Activations, pooling and scaling are recomputed: they are cheap, and each array that is kept
+    costs memory and, in the body of a loop, kernels to compile.
+    """
+    policy = jax.checkpoint_policies.save_only_these_names(_CONVOLUTION)
+    return jax.checkpoint(function, policy=policy)
+
+
+def keep_arguments(function: Function) -> Function:
+    """Returns the function with its arguments alone as residuals.
+
+    XLA's CPU backend (jax 0.10.2) drops the barriers of ``jax.checkpoint`` before it schedules: it
+    recomputes early, and saves no memory. Here the recomputation depends on the cotangent, so that
+    no backend can start it earlier.
 
     Args:
-      function: ``(weights, x, *others) -> array``, nearly all of whose work depends on the array
+      function: ``(weights, x, *inputs) -> array``, nearly all of whose work depends on the array
         ``x``. Arguments are trees of arrays.
 
     Returns:
@@ -26,12 +46,12 @@ def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def run(*arguments: Any) -> jax.Array:
         return function(*arguments)
 
-    def backward(arguments: tuple[Any, ...], gradient: jax.Array) -> tuple[Any, ...]:
-        weights, x, *others = arguments
-        first = gradient[(0,) * gradient.ndim].astype(x.dtype)
-        # A gradient that is NaN stays NaN; to XLA, x is other data than the x it has already used.
+    def backward(arguments: tuple[Any, ...], cotangent: jax.Array) -> tuple[Any, ...]:
+        weights, x, *inputs = arguments
+        first = cotangent[(0,) * cotangent.ndim].astype(x.dtype)
+        # x, unless the cotangent is NaN, and the gradient with it. XLA cannot know which it is.
         late = jnp.where(jnp.isnan(first), first, x)
-        return jax.vjp(function, weights, late, *others)[1](gradient)
+        return jax.vjp(function, weights, late, *inputs)[1](cotangent)
 
     run.defvjp(lambda *arguments: (function(*arguments), arguments), backward)
     return run

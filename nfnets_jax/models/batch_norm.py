@@ -1,7 +1,4 @@
-"""Batch normalization (Ioffe and Szegedy 2015, arXiv:1502.03167), and convolutions without bias.
-
-What batch-normalized networks are built of, beside ``layers``.
-"""
+"""Batch normalization (Ioffe and Szegedy 2015, arXiv:1502.03167), and convolutions without bias."""
 
 import math
 
@@ -10,16 +7,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfnets_jax.kernels.convolution import conv2d
+from nfnets_jax.kernels.convolution import Policy, conv2d
 from nfnets_jax.models.initialization import Normal
 
 
 class BatchNorm(hk.Module):
-    """Gives each channel the mean ``offset`` and the standard deviation ``scale``.
+    """Normalizes each channel to the mean ``offset`` and the standard deviation ``scale``.
 
     Parameters, float32: ``scale`` and ``offset`` ``[C]``. State, float32: ``mean`` and ``variance``
-    ``[C]``, averages over training batches for use in inference, which keep ``decay`` of themselves
-    a batch. ``epsilon`` is added to variances.
+    ``[C]``, moving averages over training batches, for inference.
+
+    Args:
+      axis_name: the axis of a ``jax.pmap`` over whose devices batches are normalized together;
+        empty normalizes on each device alone.
+      initial_scale: initial value of ``scale``.
+      decay: of the moving averages, a batch.
+      epsilon: added to variances.
     """
 
     def __init__(
@@ -38,10 +41,9 @@ class BatchNorm(hk.Module):
         self._epsilon = epsilon
 
     def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-        """Normalizes ``x`` ``[N, H, W, C]``, in its dtype; the statistics are taken in float32.
+        """Normalizes ``x`` ``[N, H, W, C]``, in its dtype.
 
-        In training they are those of ``x``, with an ``axis_name`` of all devices along that axis of
-        a ``jax.pmap``.
+        Training takes the statistics of ``x``, in float32; inference takes the moving averages.
         """
         channels = x.shape[-1:]
         scale = hk.get_parameter(
@@ -67,8 +69,8 @@ class Conv2D(hk.Module):
     """Convolution without bias, ``SAME`` padding.
 
     Parameter, float32: ``w`` ``[k, k, I / groups, O]``, which starts Gaussian, with variance
-    ``gain**2 * 2`` over the fan-out (He et al. 2015, arXiv:1502.01852). As is usual, the fan-out of
-    a grouped convolution counts all its channels, but a depthwise one's only one.
+    ``gain**2 * 2`` over the fan-out (He et al. 2015, arXiv:1502.01852). The fan-out of a grouped
+    convolution counts all its channels, that of a depthwise one a single channel.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class Conv2D(hk.Module):
         groups: int = 1,
         *,
         gain: float = 1.0,
+        policy: Policy | None = None,
         name: str | None = None,
     ):
         super().__init__(name)
+        self._policy = policy
         self._channels = channels
         self._kernel = kernel
         self._stride = stride
@@ -89,9 +93,9 @@ class Conv2D(hk.Module):
         self._gain = gain
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), O]``, in its dtype."""
+        """Maps ``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), O]``, in its dtype."""
         kernel, channels, groups = self._kernel, self._channels, self._groups
         fan_out = kernel**2 * (1 if groups == channels else channels)
         shape = (kernel, kernel, x.shape[-1] // groups, channels)
         w = hk.get_parameter("w", shape, init=Normal(self._gain * math.sqrt(2 / fan_out)))
-        return conv2d(x, w.astype(x.dtype), self._stride)
+        return conv2d(x, w.astype(x.dtype), self._stride, self._policy)

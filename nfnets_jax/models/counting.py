@@ -1,8 +1,8 @@
-"""What a network is made of and asks for, counted without running it.
+"""Counts a network's parameters, multiply-adds and activations without running it.
 
-A multiplication and an addition in a convolution or matrix product count as one, as papers count
-"FLOPs" (He et al. 2016, arXiv:1512.03385, table 1); activations are the numbers that these
-operations give (Radosavovic et al. 2020, arXiv:2003.13678, section 3). Normalization,
+A multiplication and an addition in a convolution or matrix product count as one multiply-add, which
+papers call "FLOPs" (He et al. 2016, arXiv:1512.03385, table 1). Activations are the outputs of
+these operations (Radosavovic et al. 2020, arXiv:2003.13678, section 3). Normalization,
 nonlinearities, pooling and the standardization of kernels count nothing.
 """
 
@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.kernels import convolution
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.registry import Model
 
-# The scopes that networks compute in, one after the other.
+# The named scopes of a network, in the order in which they compute.
 _PART = re.compile(r"\b(stem|stage_\d+|head)\b")
+_NATIVE = Policy(native=True)
 
 
 class Work(NamedTuple):
-    """Multiply-adds, and how many numbers they gave."""
+    """Multiply-adds, and the number of their outputs."""
 
     multiply_adds: int
     activations: int
@@ -35,9 +36,9 @@ class Part:
 
     Attributes:
       name: ``"stem"``, ``"stage_1"`` ... or ``"head"``.
-      output_shape: ``[H, W, C]`` for one image; the head's is that of the logits, ``[C]``.
-      parameters: how many numbers it learns.
-      work: of inference, for one image.
+      output_shape: ``[H, W, C]`` for one image; for the head ``[C]``, the logits.
+      parameters: number of learned numbers.
+      work: of inference on one image.
     """
 
     name: str
@@ -48,35 +49,36 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A network's parts in the order in which they compute."""
+    """The parts of a network in the order in which they compute."""
 
     parts: tuple[Part, ...]
 
     @property
     def parameters(self) -> int:
-        """How many numbers the network learns."""
+        """Number of learned numbers."""
         return sum(part.parameters for part in self.parts)
 
     @property
     def work(self) -> Work:
-        """Of inference, for one image."""
+        """Work of inference on one image."""
         return _total(part.work for part in self.parts)
 
 
 def summarize(model: Model, image_size: int, channels: int = 3) -> Summary:
-    """Counts a model, part by part, for inference of one image ``[image_size, image_size, C]``.
+    """Counts a model, part by part, for inference on one image ``[image_size, image_size, C]``.
 
-    Nothing is run and no parameters are made, however large the model.
+    The model is traced; it does not run, and no parameters are made.
     """
+    model = model.with_policy(_NATIVE)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
     params, state = jax.eval_shape(model.init, jax.random.key(0), image)
 
     def logits(params: Any, state: Any, image: jax.Array) -> jax.Array:
         return model.apply(params, state, None, image, False)[0]["logits"]
 
-    jaxpr = _trace(logits, params, state, image)
+    jaxpr = jax.make_jaxpr(logits)(params, state, image).jaxpr
     uncounted = set(jaxpr.invars[: len(jax.tree.leaves(params))])
-    # Of what is computed outside of all parts, such as standardized kernels: its parameters.
+    # The parameters that arrays computed outside of all parts depend on, as standardized kernels.
     origins = {param: {param} for param in uncounted}
     parts: dict[str, Part] = {}
     for equation in jaxpr.eqns:
@@ -100,15 +102,9 @@ def summarize(model: Model, image_size: int, channels: int = 3) -> Summary:
 def work(function: Callable[..., Any], *args: Any) -> Work:
     """Counts a function of arrays; ``args`` may be shapes.
 
-    A convolution of ``nfnets_jax.kernels.convolution`` counts as what it is, in whatever form the
-    backend at hand computes it.
+    A convolution counts right if its policy is native; the forms for CPUs have other products.
     """
-    return _total(map(_work_of, _trace(function, *args).eqns))
-
-
-def _trace(function: Callable[..., Any], *args: Any) -> Any:
-    with convolution.plain():
-        return jax.make_jaxpr(function)(*args).jaxpr
+    return _total(map(_work_of, jax.make_jaxpr(function)(*args).eqns))
 
 
 def _work_of(equation: Any) -> Work:

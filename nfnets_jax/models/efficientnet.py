@@ -1,4 +1,4 @@
-"""EfficientNets, the batch-normalized family that NFNets are measured against.
+"""EfficientNets, a batch-normalized family that NFNets are measured against.
 
 Tan and Le 2019, arXiv:1905.11946: the blocks of table 1 (inverted bottlenecks, Sandler et al. 2018,
 arXiv:1801.04381, with squeeze-excite, Hu et al. 2018, arXiv:1709.01507), scaled in width, depth and
@@ -17,8 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models import layers
 from nfnets_jax.models.batch_norm import BatchNorm, Conv2D
+from nfnets_jax.models.nfnet import SqueezeExcite
+from nfnets_jax.models.prepare import LayerStack
 
 _REMAT = ("none", "block")
 
@@ -52,22 +55,22 @@ _DIVISOR = 8
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNetConfig:
-    """One variant of the family.
+    """The options of an EfficientNet.
 
     Attributes:
-      width_factor: of all channels of B0.
-      depth_factor: of the blocks of each stage of B0.
+      width_factor: channels over those of B0.
+      depth_factor: blocks of each stage over those of B0.
       train_size, test_size: published side of the square images, in pixels.
       dropout_rate: of the pooled features.
-      stochastic_depth_rate: probability of dropping a block's branch, rising from 0 at the first
-        block in proportion to the number of blocks before it. Branches that are kept are scaled up
-        in training, as published.
-      se_ratio: hidden units of squeeze-excite over the channels that come into the block.
-      stages: what is scaled.
-      sync_axis: the axis of a ``jax.pmap`` over whose devices batches are normalized together, in
-        training here ``"devices"``; empty normalizes on each device alone.
-      remat: what is computed anew for the gradient instead of being kept: ``"none"``, or each
-        ``"block"`` from its input.
+      stochastic_depth_rate: probability of dropping a block's branch; it rises from 0 at the first
+        block in proportion to the number of blocks before it. Training scales kept branches up, as
+        published.
+      se_ratio: hidden units of squeeze-excite over the block's input channels.
+      stages: B0's stages, before scaling.
+      sync_axis: the axis of a ``jax.pmap`` over whose devices batches are normalized together,
+        ``"devices"`` in the training step here; empty normalizes on each device alone.
+      remat: ``"block"`` rematerializes each block from its input in the backward pass; ``"none"``
+        keeps all residuals.
 
     Raises:
       InputError: no such ``remat``.
@@ -87,6 +90,21 @@ class EfficientNetConfig:
     def __post_init__(self) -> None:
         if self.remat not in _REMAT:
             raise InputError(f"no remat {self.remat!r}; there are {', '.join(_REMAT)}")
+
+    @property
+    def classifier(self) -> str:
+        """Full name of the classifier's module."""
+        return "EfficientNet/linear"
+
+    @property
+    def layer_stacks(self) -> tuple[LayerStack, ...]:
+        """None: every block has arrays of its own."""
+        return ()
+
+    def network(self, num_classes: int, policy: Policy, prepared: bool) -> "EfficientNet":
+        """Makes the module, inside a ``hk.transform``; prepared parameters are the same."""
+        del prepared
+        return EfficientNet(self, num_classes, policy)
 
 
 # B0 to B7: width, depth, image size, dropout rate.
@@ -123,18 +141,19 @@ VARIANTS: Mapping[str, EfficientNetConfig] = MappingProxyType(
 
 
 class EfficientNet(hk.Module):
-    """The network; its parameters and running statistics are Haiku's."""
+    """An EfficientNet; ``config`` and ``policy`` are the options, and how it convolves."""
 
-    def __init__(self, config: EfficientNetConfig, num_classes: int):
+    def __init__(self, config: EfficientNetConfig, num_classes: int, policy: Policy | None = None):
         super().__init__("EfficientNet")
         self._config = config
         self._num_classes = num_classes
+        self._policy = policy
 
     def __call__(
         self,
         images: jax.Array,
-        keys: jax.Array | None,
-        is_training: bool,
+        keys: jax.Array | None = None,
+        is_training: bool = False,
         features: bool = False,
     ) -> dict[str, jax.Array]:
         """Classifies images.
@@ -150,12 +169,14 @@ class EfficientNet(hk.Module):
           ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with ``features``
           also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
         """
-        config, outputs = self._config, {}
-        convolve = functools.partial(_convolve, config=config, is_training=is_training)
+        config, policy, outputs = self._config, self._policy, {}
+        convolve = functools.partial(
+            _convolve, config=config, policy=policy, is_training=is_training
+        )
         with jax.named_scope("stem"):
             x = jax.nn.silu(convolve(images, self._channels(_STEM_CHANNELS), 3, 2, name="stem"))
         depths = [math.ceil(config.depth_factor * stage.blocks) for stage in config.stages]
-        keep = layers.survivors(keys, config.stochastic_depth_rate, sum(depths))
+        keep = layers.kept_branches(keys, config.stochastic_depth_rate, sum(depths))
         if keep is not None:
             keep /= 1 - layers.drop_rates(config.stochastic_depth_rate, sum(depths))[:, None]
         index = 0
@@ -164,7 +185,7 @@ class EfficientNet(hk.Module):
             with jax.named_scope(f"stage_{number}"):
                 for place in range(depth):
                     stride = stage.stride if place == 0 else 1
-                    block = _Block(config, stage.expansion, stage.kernel, stride, width)
+                    block = _Block(config, stage.expansion, stage.kernel, stride, width, policy)
                     run = functools.partial(block, is_training=is_training)
                     if config.remat == "block":
                         run = hk.remat(run)
@@ -175,25 +196,31 @@ class EfficientNet(hk.Module):
         with jax.named_scope("head"):
             x = jax.nn.silu(convolve(x, self._channels(_HEAD_CHANNELS), 1, name="head"))
             pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-            seen = layers.dropout(keys, pool, config.dropout_rate)
-            linear = layers.Linear(pool.shape[-1], self._num_classes, std=0.01, name="linear")
-            logits = layers.linear(linear.parameters(), seen)
+            linear = layers.Linear(self._num_classes, std=0.01, name="linear")
+            logits = linear(layers.dropout(keys, pool, config.dropout_rate))
         return {**outputs, "pool": pool, "logits": logits}
 
     def _channels(self, channels: int) -> int:
-        """So many of B0's, scaled: the nearest multiple that is not over a tenth too few."""
+        """Scales a width of B0, rounded to a multiple of 8 that is at least 90% of the result."""
         scaled = self._config.width_factor * channels
         nearest = max(_DIVISOR, int(scaled / _DIVISOR + 0.5) * _DIVISOR)
         return nearest if nearest >= 0.9 * scaled else nearest + _DIVISOR
 
 
 class _Block(hk.Module):
-    """Inverted bottleneck: 1x1 up, depthwise, squeeze-excite, 1x1 down, added to its input."""
+    """An inverted bottleneck: 1x1 up, depthwise, squeeze-excite, 1x1 down, added to its input."""
 
     def __init__(
-        self, config: EfficientNetConfig, expansion: int, kernel: int, stride: int, width: int
+        self,
+        config: EfficientNetConfig,
+        expansion: int,
+        kernel: int,
+        stride: int,
+        width: int,
+        policy: Policy | None,
     ):
         super().__init__("block")
+        self._policy = policy
         self._config = config
         self._expansion = expansion
         self._kernel = kernel
@@ -201,24 +228,24 @@ class _Block(hk.Module):
         self._width = width
 
     def __call__(self, x: jax.Array, keep: jax.Array | None, is_training: bool) -> jax.Array:
-        """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), width]``.
+        """Maps ``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), width]``.
 
-        ``keep`` ``[N]`` is the factor of each example's branch, 0 for those that are dropped
-        (stochastic depth); None keeps all.
+        ``keep`` ``[N]`` scales each example's branch, 0 where stochastic depth drops it; None keeps
+        all.
         """
         config, channels = self._config, x.shape[-1]
         inner = channels * self._expansion
-        convolve = functools.partial(_convolve, config=config, is_training=is_training)
+        convolve = functools.partial(
+            _convolve, config=config, policy=self._policy, is_training=is_training
+        )
         branch = x
         if self._expansion > 1:
             branch = jax.nn.silu(convolve(branch, inner, 1, name="expand"))
         branch = convolve(branch, inner, self._kernel, self._stride, inner, name="depthwise")
         branch = jax.nn.silu(branch)
         hidden = max(1, int(channels * config.se_ratio))
-        gate = layers.SqueezeExcite(inner, hidden, "squeeze_excite").parameters()
-        squeeze, excite = (layer.weights(x.dtype) for layer in gate)
-        factors = layers.squeeze_excite((squeeze, excite), branch, jax.nn.silu)
-        branch = convolve(branch * factors[:, None, None, :], self._width, 1, name="project")
+        factors = SqueezeExcite(inner, hidden, jax.nn.silu, name="squeeze_excite")(branch)
+        branch = convolve(branch * factors, self._width, 1, name="project")
         if self._stride > 1 or channels != self._width:
             return branch
         if keep is not None:
@@ -234,10 +261,11 @@ def _convolve(
     groups: int = 1,
     *,
     config: EfficientNetConfig,
+    policy: Policy | None,
     is_training: bool,
     name: str,
 ) -> jax.Array:
-    """A convolution, normalized; the averages are slower here than in ResNets, as published."""
-    x = Conv2D(channels, kernel, stride, groups, name=f"{name}_conv")(x)
+    """Convolves and normalizes; the moving averages are slower than ResNets', as published."""
+    x = Conv2D(channels, kernel, stride, groups, policy=policy, name=f"{name}_conv")(x)
     norm = BatchNorm(config.sync_axis, decay=0.99, epsilon=1e-3, name=f"{name}_norm")
     return norm(x, is_training)

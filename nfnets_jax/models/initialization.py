@@ -1,4 +1,4 @@
-"""New parameters for a network, all of its random numbers in one draw.
+"""Draws the parameters of a network, all random numbers at once.
 
 Each draw in a program costs XLA a quarter of a second of compilation on a CPU: minutes for the
 hundreds of kernels of a deep network. One draw that is cut into pieces costs it once.
@@ -25,37 +25,39 @@ class Normal:
 
     def __call__(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Draws with Haiku's next key, as any initializer does."""
-        return self.of(jax.random.normal(hk.next_rng_key(), tuple(shape), dtype))
+        return self.scale(jax.random.normal(hk.next_rng_key(), tuple(shape), dtype))
 
-    def of(self, numbers: jax.Array) -> jax.Array:
-        """The parameter from Gaussian numbers of variance 1, in its shape."""
+    def scale(self, numbers: jax.Array) -> jax.Array:
+        """Makes the parameter of Gaussian numbers of variance 1, in its shape."""
         return self.std * numbers
 
 
 class Identities(Normal):
     """``Normal`` for a kernel ``[h, w, I, O]``, but the first outputs start as one input each."""
 
-    def of(self, numbers: jax.Array) -> jax.Array:
-        """The parameter from Gaussian numbers of variance 1, in its shape."""
+    def scale(self, numbers: jax.Array) -> jax.Array:
+        """Makes the parameter of Gaussian numbers of variance 1, in its shape."""
         height, width, inputs, outputs = numbers.shape
         own = jnp.arange(min(inputs, outputs))
-        kernel = super().of(numbers).at[..., own].set(0)
+        kernel = super().scale(numbers).at[..., own].set(0)
         return kernel.at[height // 2, width // 2, own, own].set(1)
 
 
 def initialize(
     network: Callable[..., Any], rng: jax.Array, *args: Any
 ) -> tuple[hk.MutableParams, hk.MutableState]:
-    """Parameters and state of the network, without running it.
+    """Returns new parameters and state of a network, without running it.
+
+    The network is traced for the shapes. Parameters with a ``Normal`` initializer are pieces of one
+    draw; any other Haiku initializer runs by itself.
 
     Args:
-      network: a function that ``hk.transform_with_state`` takes; the initializers of its parameters
-        are ``Normal`` or need no random numbers, as those of its state.
+      network: a function that ``hk.transform_with_state`` takes.
       rng: one random key.
-      *args: of the network; only the shapes and dtypes of arrays matter.
+      *args: arguments of the network; only the shapes and dtypes of arrays matter.
 
     Returns:
-      ``{module: {parameter: float32 array}}`` and the same of the state.
+      ``{module: {parameter: float32 array}}``, and the state in the same form.
     """
     declared: list[tuple[str, str, tuple[int, ...], Callable[..., Any]]] = []
     state: hk.MutableState = {}
@@ -81,16 +83,20 @@ def initialize(
 
     jax.eval_shape(hk.transform_with_state(declaring).init, rng)
 
-    random = tuple((shape, init) for *_, shape, init in declared if isinstance(init, Normal))
-    numbers = _gaussians(rng, sum(math.prod(shape) for shape, _ in random))
-    # Where nothing is traced the host cuts them: on the device each piece is code of its own.
+    normal = tuple((shape, init) for *_, shape, init in declared if isinstance(init, Normal))
+    numbers = _gaussians(rng, sum(math.prod(shape) for shape, _ in normal))
+    # The host cuts them if it can: on the device each piece would be a kernel of its own.
     traced = isinstance(numbers, jax.core.Tracer)
-    drawn = iter(_cut(numbers if traced else np.asarray(numbers), random))
-    params: hk.MutableParams = {}
-    for module, name, shape, init in declared:
-        value = next(drawn) if isinstance(init, Normal) else init(shape, jnp.float32)
-        params.setdefault(module, {})[name] = value
-    return params, state
+    drawn = iter(_cut(numbers if traced else np.asarray(numbers), normal))
+
+    def run_initializers() -> hk.MutableParams:
+        params: hk.MutableParams = {}
+        for module, name, shape, init in declared:
+            value = next(drawn) if isinstance(init, Normal) else init(shape, jnp.float32)
+            params.setdefault(module, {})[name] = value
+        return params
+
+    return hk.transform(run_initializers).apply({}, rng), state
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -99,9 +105,9 @@ def _gaussians(rng: jax.Array, size: int) -> jax.Array:
 
 
 def _cut(numbers: Any, wanted: tuple[tuple[tuple[int, ...], Normal], ...]) -> list[jax.Array]:
-    """One array a (shape, initializer), on the device wherever the numbers are."""
+    """Returns one array for each shape and initializer, on the default device."""
     ends = itertools.accumulate(math.prod(shape) for shape, _ in wanted)
     return [
-        init.of(jnp.asarray(numbers[end - math.prod(shape) : end].reshape(shape)))
+        init.scale(jnp.asarray(numbers[end - math.prod(shape) : end].reshape(shape)))
         for end, (shape, init) in zip(ends, wanted, strict=True)
     ]

@@ -24,9 +24,10 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from nfnets_jax.errors import InputError
-from nfnets_jax.kernels.convolution import conv2d, conv2d_max_pool
+from nfnets_jax.kernels.convolution import Policy, conv2d, conv2d_max_pool
 from nfnets_jax.models import layers
 from nfnets_jax.models.initialization import Identities
+from nfnets_jax.models.prepare import LayerStack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,13 @@ class NFConvNetConfig:
     logit_scale: float = 0.125
     mirror: bool = False
     shift: bool = False
+    classifier: str = "NFConvNet/linear"
+    layer_stacks: tuple[LayerStack, ...] = ()
+
+    def network(self, num_classes: int, policy: Policy, prepared: bool) -> "NFConvNet":
+        """Makes the module, inside a ``hk.transform``; prepared parameters are the same."""
+        del prepared
+        return NFConvNet(self, num_classes, policy)
 
 
 VARIANTS: Mapping[str, NFConvNetConfig] = MappingProxyType({"nf_convnet": NFConvNetConfig()})
@@ -61,8 +69,9 @@ VARIANTS: Mapping[str, NFConvNetConfig] = MappingProxyType({"nf_convnet": NFConv
 class NFConvNet(hk.Module):
     """The network; its parameters are Haiku's."""
 
-    def __init__(self, config: NFConvNetConfig, num_classes: int):
+    def __init__(self, config: NFConvNetConfig, num_classes: int, policy: Policy | None = None):
         super().__init__("NFConvNet")
+        self._policy = policy
         self._config = config
         self._num_classes = num_classes
 
@@ -95,11 +104,12 @@ class NFConvNet(hk.Module):
         views, weights = _views(images, testing and config.shift, testing and config.mirror)
         count, images = images.shape[0], jnp.concatenate(views)
         with jax.named_scope("stem"):
-            x = whiten(images)
+            x = whiten(images, self._policy)
         for number, width in enumerate(config.width, start=1):
             with jax.named_scope(f"stage_{number}"):
                 for place in range(2):
-                    convolve = _Conv2D(width, f"stage{number}_conv{place}", pool=place == 0)
+                    name = f"stage{number}_conv{place}"
+                    convolve = _Conv2D(width, name, self._policy, pool=place == 0)
                     x = convolve(activation(x), is_training)
             if features:
                 outputs[f"stage_{number}"] = x[:count]
@@ -107,9 +117,8 @@ class NFConvNet(hk.Module):
             pool = _global_max_pool(activation(x)).astype(jnp.float32)
             pool = pool.reshape(len(views), count, pool.shape[-1])
             pool = jnp.average(pool, axis=0, weights=weights)
-            linear = layers.Linear(pool.shape[-1], self._num_classes, 0.01, name="linear")
-            seen = layers.dropout(keys, pool, config.dropout_rate) * config.logit_scale
-            logits = layers.linear(linear.parameters(), seen)
+            linear = layers.Linear(self._num_classes, 0.01, name="linear")
+            logits = linear(layers.dropout(keys, pool, config.dropout_rate) * config.logit_scale)
         return {**outputs, "pool": pool, "logits": logits}
 
 
@@ -130,7 +139,7 @@ def _centered_activation(name: str) -> layers.Activation:
     places, weights = np.polynomial.hermite_e.hermegauss(64)
     with jax.ensure_compile_time_eval():
         mean = float(weights @ np.asarray(activation(jnp.asarray(places))) / weights.sum())
-    return lambda x: activation(x) - jnp.asarray(mean, x.dtype)
+    return jax.checkpoint(lambda x: activation(x) - jnp.asarray(mean, x.dtype))
 
 
 # Of what is known of a convolution's inputs, after another batch; of the first batches less. With
@@ -195,9 +204,9 @@ class _Conv2D(hk.Module):
     ``batches``, their number.
     """
 
-    def __init__(self, width: int, name: str, pool: bool = False):
+    def __init__(self, width: int, name: str, policy: Policy | None, pool: bool = False):
         super().__init__(name)
-        self._width, self._pool = width, pool
+        self._width, self._pool, self._policy = width, pool, policy
 
     def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
         """``[N, H, W, I]`` to ``[N, H, W, width]``, or to half the height and width by ``pool``."""
@@ -207,8 +216,11 @@ class _Conv2D(hk.Module):
         bias = hk.get_parameter("b", (self._width,), init=jnp.zeros)
         known = self._known(x, is_training)
         kernel *= lax.rsqrt(known.variances(lax.stop_gradient(kernel)) + _VARIANCE_EPS)
-        convolve = conv2d_max_pool if self._pool else conv2d
-        x = convolve(x - known.mean.astype(x.dtype), kernel.astype(x.dtype))
+        x, kernel = x - known.mean.astype(x.dtype), kernel.astype(x.dtype)
+        if self._pool:
+            x = conv2d_max_pool(x, kernel, self._policy)
+        else:
+            x = conv2d(x, kernel, policy=self._policy)
         return free_gradient(x) + bias.astype(x.dtype)
 
     def _known(self, x: jax.Array, is_training: bool) -> InputStatistics:
@@ -281,7 +293,7 @@ def _directions() -> np.ndarray:
     return np.einsum("ai,bj,kc->abkijc", pair, pair, colours).reshape(12, 2, 2, 3)
 
 
-def whiten(images: jax.Array) -> jax.Array:
+def whiten(images: jax.Array, policy: Policy | None = None) -> jax.Array:
     """``[N, H, W, 24]`` of about unit variance from ``[N, H, W, 3]`` normalized colours.
 
     Each pixel's patch of 2x2 is seen along twelve directions, and along their opposites, so that
@@ -297,7 +309,7 @@ def whiten(images: jax.Array) -> jax.Array:
     kernel = np.moveaxis(_directions() / deviations[:, None, None, None], 0, -1)
     _, height, width, _ = images.shape
     mirrored = jnp.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="reflect")
-    x = conv2d(mirrored, jnp.asarray(kernel, images.dtype))[:, :height, :width]
+    x = conv2d(mirrored, jnp.asarray(kernel, images.dtype), policy=policy)[:, :height, :width]
     return jnp.concatenate([x, -x], axis=-1)
 
 

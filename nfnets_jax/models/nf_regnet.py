@@ -1,28 +1,14 @@
 """NF-RegNets: RegNets without normalization, scaled as EfficientNets are.
 
-Brock et al. 2021a, arXiv:2101.08692, section 6 and appendix; after RegNetY (Radosavovic et al.
-2020, arXiv:2003.13678) and EfficientNet (Tan and Le 2019, arXiv:1905.11946).
+Brock et al. 2021a, arXiv:2101.08692, section 6 and appendix. They derive from RegNetY (Radosavovic
+et al. 2020, arXiv:2003.13678) and EfficientNet (Tan and Le 2019, arXiv:1905.11946).
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from nfnets_jax.models.nf_block import BlockForm
-from nfnets_jax.models.nf_network import Family, NFNetworkConfig
+from nfnets_jax.models.nfnet import NFNetConfig
 
-_FAMILY = Family(
-    name="NF_RegNet",
-    stem_name="initial_conv",
-    stem_kernel=3,
-    stem_pool=False,
-    block=BlockForm(
-        name="nf_block",
-        spatial=("conv1",),
-        expands_input=True,
-        excites_bottleneck=True,
-        pools_shortcut=True,
-    ),
-)
 _WIDTH_MULTIPLIER = 0.75
 # B0 to B8: widths before the multiplier, depths, training size, test size, dropout rate.
 _SCALED = (
@@ -44,10 +30,9 @@ def _variant(
     train_size: int,
     test_size: int,
     dropout_rate: float,
-) -> NFNetworkConfig:
+) -> NFNetConfig:
     width = tuple(int(_WIDTH_MULTIPLIER * channels) for channels in widths)
-    return NFNetworkConfig(
-        family=_FAMILY,
+    return NFNetConfig(
         width=width,
         depth=depth,
         stem=((width[0], 2),),
@@ -59,13 +44,18 @@ def _variant(
         expansion=2.25,
         first_expansion=1.0,
         group_size=8,
-        se_ratio=0.5,
         # EfficientNet-B0's 1280 features over B0's last width, both before the multiplier.
         final_expansion=1280 / 440,
+        classifier_std=None,
         activation="silu",
+        name="NF_RegNet",
+        stem_name="initial_conv",
+        spatial=("conv1",),
+        expands_input=True,
+        excites_bottleneck=True,
     )
 
 
-VARIANTS: Mapping[str, NFNetworkConfig] = MappingProxyType(
+VARIANTS: Mapping[str, NFNetConfig] = MappingProxyType(
     {f"nf_regnet_b{index}": _variant(*scaled) for index, scaled in enumerate(_SCALED)}
 )

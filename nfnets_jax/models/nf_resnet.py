@@ -1,7 +1,7 @@
 """NF-ResNets: pre-activation ResNets without normalization.
 
-Brock et al. 2021a, arXiv:2101.08692, sections 3 to 5; the depths are those of He et al. 2016,
-arXiv:1603.05027, and, of 288 and 600, the paper's own.
+Brock et al. 2021a, arXiv:2101.08692, sections 3 to 5. The depths are those of He et al. 2016,
+arXiv:1603.05027; those of 288 and 600 are the paper's own.
 """
 
 import dataclasses
@@ -9,22 +9,23 @@ import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from nfnets_jax.models.nf_block import BlockForm
-from nfnets_jax.models.nf_network import Family, NFNetworkConfig
+from nfnets_jax.models.nfnet import NFNetConfig
 
-_FAMILY = Family(
+_config = functools.partial(
+    NFNetConfig,
+    expansion=0.25,
+    group_size=None,
+    se_ratio=0.0,
+    final_expansion=0,
+    classifier_std=None,
+    activation="relu",
     name="NF_ResNet",
     stem_name="initial_conv",
-    stem_kernel=7,
-    stem_pool=True,
-    block=BlockForm(
-        name="nf_res_block",
-        spatial=("conv1",),
-        expands_input=False,
-        excites_bottleneck=False,
-        pools_shortcut=False,
-    ),
+    block_name="nf_res_block",
+    spatial=("conv1",),
+    pools_shortcut=False,
 )
+
 _DEPTHS = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
@@ -34,20 +35,8 @@ _DEPTHS = {
     600: (50, 50, 50, 50),
 }
 
-_config = functools.partial(
-    NFNetworkConfig,
-    strides=(1, 2, 2, 2),
-    expansion=0.25,
-    group_size=None,
-    se_ratio=0.0,
-    final_expansion=0,
-    activation="relu",
-)
-
-_SMALL_FAMILY = dataclasses.replace(_FAMILY, stem_kernel=3, stem_pool=False)
-# A quarter as wide, for 32 pixels, as is ``resnet26_small``.
+# A quarter as wide, for images of 32 pixels, like ``resnet26_small``.
 _SMALL = _config(
-    family=_SMALL_FAMILY,
     width=(64, 128, 256, 512),
     depth=(2, 2, 2, 2),
     stem=((64, 1),),
@@ -56,14 +45,15 @@ _SMALL = _config(
 )
 
 # Squeeze-excite (se_ratio=0.5) and SiLU (activation="silu") are the paper's options.
-VARIANTS: Mapping[str, NFNetworkConfig] = MappingProxyType(
+VARIANTS: Mapping[str, NFNetConfig] = MappingProxyType(
     {
         **{
             f"nf_resnet{layers}": _config(
-                family=_FAMILY,
                 width=(256, 512, 1024, 2048),
                 depth=depth,
                 stem=((64, 2),),
+                stem_kernel=7,
+                stem_pool=True,
                 train_size=224,
                 test_size=224,
                 dropout_rate=0.25,
@@ -72,13 +62,10 @@ VARIANTS: Mapping[str, NFNetworkConfig] = MappingProxyType(
             for layers, depth in _DEPTHS.items()
         },
         "nf_resnet26_small": _SMALL,
-        # What NFNets started from (Brock et al. 2021b, arXiv:2102.06171, section 5), as small.
+        # The starting point of NFNets (Brock et al. 2021b, arXiv:2102.06171, section 5), as small.
         "nf_seresnext26d_small": dataclasses.replace(
             _SMALL,
-            family=dataclasses.replace(
-                _SMALL_FAMILY,
-                block=dataclasses.replace(_FAMILY.block, pools_shortcut=True),
-            ),
+            pools_shortcut=True,
             expansion=0.5,
             group_size=16,
             se_ratio=0.5,

@@ -1,52 +1,81 @@
-"""Parameters of equal layers as one array: the form that loops read and training keeps.
+"""Functions from a tree of parameters to another: kernels standardized, equal layers stacked.
 
-A deep network has a thousand arrays, and whatever is done with each is code to compile and to call.
-Stacked, equal layers are a few arrays with a leading axis that counts the layers. The published
-form, an array a layer, is what the outside sees.
+Parameters are ``{module: {parameter: array}}`` everywhere. In the published form each layer has
+arrays of its own. Stacked, equal layers share arrays with a leading axis that counts the layers: a
+deep network then has a tenth as many arrays, and whatever is done with each compiles faster.
+Prepared, the kernels are standardized.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nfnets_jax.kernels.loop import stack
+from nfnets_jax.models.layers import standardize
+
+# The prefix of Haiku's own stacks, by which ``optax_agc.haiku`` knows them.
+_PREFIX = "__layer_stack"
 
 
 class LayerStack(NamedTuple):
-    """Equal layers that one module stands for.
+    """Equal layers, whose parameters one module holds.
 
     Attributes:
       name: of that module.
-      layers: names of theirs, in order; each has the same modules below it.
+      layers: names of the layers' modules, in order; each has the same modules below it.
     """
 
     name: str
     layers: tuple[str, ...]
 
 
-# Haiku's own stacks have such names, too.
-_PREFIX = "__layer_stack"
-
-
 def stack_name(number: int) -> str:
-    """For a module that holds a stack."""
+    """Returns the name of a module that holds a stack."""
     return f"{_PREFIX}_{number}"
 
 
 def is_stacked(module: str) -> bool:
-    """Whether the first axis of a module's parameters counts layers, by its full name."""
+    """Returns whether the first axis of a module's parameters counts layers."""
     return any(part.startswith(_PREFIX) for part in module.split("/"))
 
 
-def stacked(tree: Any, stacks: Sequence[LayerStack]) -> Any:
-    """A tree with the modules of equal layers as one.
+def prepare(params: Mapping[str, Mapping[str, jax.Array]], dtype: jnp.dtype) -> hk.MutableParams:
+    """Standardizes every kernel that has a gain, once for any number of batches.
 
     Args:
-      tree: wherever it has a ``{module: ...}``, one is put in its place. What a module has is any
-        tree of arrays or numbers. What is stacked already stays as it is.
+      params: float32, stacked or not.
+      dtype: of what is computed with the kernels.
+
+    Returns:
+      The parameters, in which each module with ``w`` and ``gain`` has its ``w`` standardized, the
+      gain in it, and no ``gain``; all its parameters are in ``dtype``. Other modules stay.
+    """
+
+    def prepared(module: str, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        if not {"w", "gain"} <= values.keys():
+            return dict(values)
+        run = jax.vmap(standardize) if is_stacked(module) else standardize
+        rest = {name: values[name] for name in values if name != "gain"}
+        rest["w"] = run(values["w"], values["gain"])
+        return {name: value.astype(dtype) for name, value in rest.items()}
+
+    return {module: prepared(module, values) for module, values in params.items()}
+
+
+def stacked(tree: Any, stacks: Sequence[LayerStack]) -> Any:
+    """Stacks equal layers.
+
+    Args:
+      tree: parameters, or any tree that has ``{module: ...}`` in it: gradients, an optimizer's
+        state. A module's value is a tree of arrays or numbers. Stacked layers stay as they are.
       stacks: which layers are equal.
+
+    Returns:
+      The tree, with one module in place of those of equal layers.
     """
 
     def join(modules: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +89,7 @@ def stacked(tree: Any, stacks: Sequence[LayerStack]) -> Any:
 
 
 def unstacked(tree: Any, stacks: Sequence[LayerStack]) -> Any:
-    """The tree that ``stacked`` was given; on the host, views of the same memory."""
+    """Undoes ``stacked``; arrays in the host's memory become views, not copies."""
 
     def part(modules: dict[str, Any]) -> dict[str, Any]:
         for name, layers in stacks:
@@ -73,7 +102,7 @@ def unstacked(tree: Any, stacks: Sequence[LayerStack]) -> Any:
 
 
 def _in_modules(change: Callable[[dict[str, Any]], dict[str, Any]], tree: Any) -> Any:
-    """The tree with every dictionary changed, from the outermost on."""
+    """Changes every dictionary of a tree, the outermost first."""
 
     def visit(node: Any) -> Any:
         if not isinstance(node, Mapping):
@@ -84,7 +113,7 @@ def _in_modules(change: Callable[[dict[str, Any]], dict[str, Any]], tree: Any) -
 
 
 def _taken(modules: dict[str, Any], layer: str) -> dict[str, Any]:
-    """Removes the layer's modules and gives them by what their names have below the layer's."""
+    """Removes a layer's modules, and returns them by the part of their names below the layer's."""
     names = [name for name in modules if name == layer or name.startswith(f"{layer}/")]
     return {name.removeprefix(layer): modules.pop(name) for name in names}
 

@@ -2,30 +2,22 @@
 
 import dataclasses
 import fnmatch
-import functools
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError, nearest
-from nfnets_jax.kernels.convolution import rounded
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models import efficientnet, nf_convnet, nf_regnet, nf_resnet, nfnet, resnet
 from nfnets_jax.models.initialization import initialize
-from nfnets_jax.models.nf_network import (
-    NFNetwork,
-    NFNetworkConfig,
-    layer_stacks,
-    network_weights,
-    nf_network,
-)
-from nfnets_jax.models.prepare import LayerStack, stacked, unstacked
+from nfnets_jax.models.prepare import LayerStack, prepare, stacked, unstacked
 
 
 class Precision(NamedTuple):
-    """What is computed in ``dtype``, of what may be multiplied rounded to ``rounding``."""
+    """The dtype of the computation, and the dtype that factors of products may be rounded to."""
 
     dtype: Any
     rounding: Any = None
@@ -37,14 +29,75 @@ PRECISIONS = {
     "bfloat16_products": Precision(jnp.float32, jnp.bfloat16),
 }
 
-_ModuleConfig = resnet.ResNetConfig | efficientnet.EfficientNetConfig | nf_convnet.NFConvNetConfig
-_Config = NFNetworkConfig | _ModuleConfig
-_MODULES: Mapping[type[_ModuleConfig], Callable[..., Any]] = {
-    resnet.ResNetConfig: resnet.ResNet,
-    efficientnet.EfficientNetConfig: efficientnet.EfficientNet,
-    nf_convnet.NFConvNetConfig: nf_convnet.NFConvNet,
-}
-_REGISTRY: Mapping[str, _Config] = {
+
+class Network(Protocol):
+    """A Haiku module that classifies images."""
+
+    def __call__(
+        self, images: jax.Array, keys: jax.Array | None, is_training: bool, features: bool
+    ) -> dict[str, jax.Array]:
+        """Returns ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32.
+
+        Args:
+          images: ``[N, H, W, C]`` floats, normalized, in the dtype to compute in.
+          keys: ``[N]`` random keys, one an example; None turns what is random off.
+          is_training: whether batches are normalized by their own statistics.
+          features: also return ``stage_1`` ...
+        """
+
+
+class NetworkConfig(Protocol):
+    """A frozen dataclass that holds a network's options; one path serves all families."""
+
+    @property
+    def train_size(self) -> int:
+        """Side of the square training images, in pixels."""
+
+    @property
+    def test_size(self) -> int:
+        """Side of the square test images, in pixels."""
+
+    def network(self, num_classes: int, policy: Policy, prepared: bool) -> Any:
+        """Makes the ``Network``, inside a ``hk.transform``.
+
+        Args:
+          num_classes: length of the logits.
+          policy: how convolutions are computed.
+          prepared: whether the parameters are those that ``models.prepare`` makes.
+        """
+
+    @property
+    def classifier(self) -> str:
+        """Full name of the classifier's module, whose ``w`` is ``[features, num_classes]``."""
+
+    @property
+    def layer_stacks(self) -> tuple[LayerStack, ...]:
+        """Equal layers, whose parameters ``Model.stacked`` joins; none if empty."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleConfig:
+    """The options of a network that is registered as a module.
+
+    Attributes:
+      module: ``num_classes -> Network``; a ``hk.Module`` class, for example.
+      train_size, test_size: side of the square images, in pixels.
+      classifier: full name of the classifier's module.
+    """
+
+    module: Callable[[int], Any]
+    train_size: int = 224
+    test_size: int = 224
+    classifier: str = "linear"
+    layer_stacks: tuple[LayerStack, ...] = ()
+
+    def network(self, num_classes: int, policy: Policy, prepared: bool) -> Any:
+        """Makes the module, inside a ``hk.transform``; prepared parameters are the same."""
+        del policy, prepared
+        return self.module(num_classes)
+
+
+_REGISTRY: dict[str, NetworkConfig] = {
     **nfnet.VARIANTS,
     **nf_resnet.VARIANTS,
     **nf_regnet.VARIANTS,
@@ -54,41 +107,62 @@ _REGISTRY: Mapping[str, _Config] = {
 }
 
 
-class _Network(NamedTuple):
-    """What a ``Model`` is made of, by its methods' names."""
+class DataConfig(NamedTuple):
+    """The images that a model expects.
 
-    init: Callable[[jax.Array, jax.Array], tuple[hk.MutableParams, hk.MutableState]]
-    prepare: Callable[[hk.Params, jax.Array], Any]
-    forward: Callable[..., tuple[dict[str, jax.Array], hk.MutableState]]
-    stacks: tuple[LayerStack, ...] = ()
+    Attributes:
+      train_size, test_size: side of the square images, in pixels.
+      mean, std: of the pixels in [0, 1], a channel, by which they are normalized.
+      test_crop: how an image is cropped for evaluation, as ``data.test_crop`` names it.
+    """
+
+    train_size: int
+    test_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    test_crop: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A network as pure functions.
 
-    ``apply`` is ``forward`` of what ``prepare`` makes of the parameters. Whoever runs many batches
-    with the same parameters does the two apart.
+    ``apply`` is ``forward`` of what ``prepare`` makes of the parameters. A program that runs many
+    batches with the same parameters calls the two by themselves.
 
     Attributes:
       name: the name it was created by.
       num_classes: length of the logits.
-      config: the variant's settings, overrides applied.
-      precision: what is computed in.
+      config: the variant's options, overrides applied.
+      precision: a key of ``PRECISIONS``.
       features: whether the outputs hold those of the stages.
+      policy: how convolutions are computed.
+      trains_classifier_only: whether gradients reach the classifier's parameters alone.
     """
 
     name: str
     num_classes: int
     config: Any
-    _network: _Network
-    precision: str
-    features: bool
+    precision: str = "float32"
+    features: bool = False
+    policy: Policy = Policy()  # noqa: RUF009, it is immutable
+    trains_classifier_only: bool = False
+
+    @property
+    def classifier(self) -> str:
+        """Full name of the classifier's module in the parameters."""
+        return self.config.classifier
+
+    @property
+    def data_config(self) -> DataConfig:
+        """The images that the model expects: sizes, normalization, crop."""
+        config = self.config
+        return DataConfig(config.train_size, config.test_size, _MEAN, _STD, "resize")
 
     def init(
         self, rng: jax.Array, images: jax.Array, is_training: bool = True
     ) -> tuple[hk.MutableParams, hk.MutableState]:
-        """New parameters and state.
+        """Returns new parameters and state.
 
         Args:
           rng: one random key.
@@ -96,11 +170,13 @@ class Model:
           is_training: accepted as ``apply`` has it; makes no difference.
 
         Returns:
-          ``{module: {parameter: float32 array}}`` and the state: in the same form the
-          running statistics of batch-normalized networks and of ``nf_convnet``, of others empty.
+          ``{module: {parameter: float32 array}}``, and in the same form the state: running
+          statistics, or nothing in normalizer-free networks.
         """
         del is_training
-        return self._network.init(rng, images)
+        # XLA's own convolutions are traced in the least time, and only shapes matter.
+        network = self.with_policy(Policy(native=True))._network(prepared=False)
+        return initialize(network, rng, images, None, False)
 
     def apply(
         self,
@@ -113,69 +189,85 @@ class Model:
         """Runs the network.
 
         Args:
-          params, state: as ``init`` gives them; the parameters also ``stacked``.
+          params, state: as ``init`` returns them; the parameters may be ``stacked``.
           rng: the randomness of stochastic depth and dropout: one key, or ``[N]`` keys, one an
-            example, so that what happens to an example does not depend on the batch it is in. Not
-            needed, and may be None, if ``is_training`` is false or the model has neither.
+            example, so that an example's draws do not depend on its batch. It is not needed, and
+            may be None, if ``is_training`` is false or the model has neither.
           images: ``[N, H, W, C]`` floats, normalized.
-          is_training: whether stochastic depth and dropout are on, and batches normalized by their
-            own statistics.
+          is_training: whether stochastic depth and dropout are on, and batches are normalized by
+            their own statistics.
 
         Returns:
           ``{"logits": [N, num_classes], "pool": [N, features], ...}``, float32, and the state,
-          which training has updated.
+          which training updates.
         """
         return self.forward(self.prepare(params, images), state, rng, images, is_training)
 
-    def prepare(self, params: hk.Params, images: jax.Array) -> Any:
-        """The arrays that ``forward`` computes with, kernels standardized, in the compute dtype.
+    def prepare(self, params: hk.Params, images: jax.Array) -> hk.MutableParams:
+        """Returns the parameters in the form that ``forward`` computes with.
+
+        Equal layers are stacked, kernels standardized and cast (``models.prepare``).
 
         Args:
-          params: as ``init`` gives them, or those ``stacked``.
-          images: ``[N, H, W, C]``; only the channels matter.
+          params: as ``init`` returns them; they may be ``stacked``.
+          images: accepted as ``apply`` has it; makes no difference.
         """
-        return self._network.prepare(params, images)
-
-    def stacked(self, tree: Any) -> Any:
-        """Parameters with equal blocks as one, each array with a leading axis that counts them.
-
-        NFNet-F6 has 165 arrays instead of 1457 then, and what is done with them compiles in less
-        time. ``apply`` takes parameters in either form.
-
-        Args:
-          tree: parameters, or whatever is in their form or has parts in it: gradients, an
-            optimizer's state. Numbers may stand for modules.
-        """
-        return stacked(tree, self._network.stacks)
-
-    def unstacked(self, tree: Any) -> Any:
-        """What ``stacked`` was given."""
-        return unstacked(tree, self._network.stacks)
-
-    def learning(self, modules: Collection[str]) -> "Model":
-        """The same network, but gradients reach the parameters of these modules alone."""
-
-        def prepare(params: hk.Params, images: jax.Array) -> Any:
-            reached = {
-                module: values if module in modules else jax.lax.stop_gradient(values)
-                for module, values in self.unstacked(params).items()
+        del images
+        params = self.stacked(params)
+        if self.trains_classifier_only:
+            params = {
+                module: values if module == self.classifier else jax.lax.stop_gradient(values)
+                for module, values in params.items()
             }
-            return self._network.prepare(reached, images)
-
-        return dataclasses.replace(self, _network=self._network._replace(prepare=prepare))
+        return prepare(params, self.dtype)
 
     def forward(
         self,
-        weights: Any,
+        weights: hk.Params,
         state: hk.State,
         rng: jax.Array | None,
         images: jax.Array,
         is_training: bool,
     ) -> tuple[dict[str, jax.Array], hk.MutableState]:
-        """``apply``, but of the weights that ``prepare`` gives."""
+        """Runs the network as ``apply`` does, by the parameters that ``prepare`` returns."""
         keys = None if rng is None or not is_training else _example_keys(rng, len(images))
-        with rounded(PRECISIONS[self.precision].rounding):
-            return self._network.forward(weights, state, keys, images, is_training)
+        run = hk.transform_with_state(self._network(prepared=True)).apply
+        return run(weights, state, None, images, keys, is_training)
+
+    def stacked(self, tree: Any) -> Any:
+        """Stacks the parameters of equal layers, as ``models.prepare.stacked`` does.
+
+        NFNet-F6 then has 165 arrays instead of 1457, and their update compiles faster.
+
+        Args:
+          tree: parameters, or any tree that holds their form: gradients, an optimizer's state.
+            Numbers may stand for modules.
+        """
+        return stacked(tree, self.config.layer_stacks)
+
+    def unstacked(self, tree: Any) -> Any:
+        """Undoes ``stacked``."""
+        return unstacked(tree, self.config.layer_stacks)
+
+    def with_policy(self, policy: Policy) -> "Model":
+        """Returns the same network with its convolutions computed otherwise."""
+        return dataclasses.replace(self, policy=policy)
+
+    def with_frozen_backbone(self) -> "Model":
+        """Returns the same network, of which gradients reach the classifier alone."""
+        return dataclasses.replace(self, trains_classifier_only=True)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype that the network computes in."""
+        return PRECISIONS[self.precision].dtype
+
+    def _network(self, prepared: bool) -> Callable[..., dict[str, jax.Array]]:
+        def network(images: jax.Array, keys: jax.Array | None, is_training: bool) -> Any:
+            module = self.config.network(self.num_classes, self.policy, prepared)
+            return module(images.astype(self.dtype), keys, is_training, self.features)
+
+        return network
 
 
 def create_model(
@@ -186,17 +278,17 @@ def create_model(
     precision: str = "float32",
     **overrides: Any,
 ) -> Model:
-    """The model called ``name``.
+    """Returns the model called ``name``.
 
     Args:
       name: one of ``list_models()``.
       num_classes: length of the logits.
       features: whether the outputs also hold those of the stages, ``"stage_1"`` ...
-      precision: ``"float32"`` or ``"bfloat16"``, what is computed in. Parameters, weight
+      precision: ``"float32"`` or ``"bfloat16"``, the dtype of the computation. Parameters, weight
         standardization, pooling and logits are float32 in either. ``"bfloat16_products"`` is
-        float32, but what is multiplied may be rounded to bfloat16 where that is faster, as in 3x3
-        convolutions on CPUs that have instructions for it.
-      **overrides: fields of the variant's settings to replace, such as ``dropout_rate=0.0``.
+        float32 with the factors of 3x3 convolutions rounded to bfloat16, on CPUs that multiply
+        these faster.
+      **overrides: fields of the variant's options to replace, such as ``dropout_rate=0.0``.
 
     Raises:
       InputError: no such model, precision or field; the message names the nearest ones.
@@ -214,72 +306,57 @@ def create_model(
         raise InputError(f"no model {name!r}; {nearest(name, _REGISTRY)}")
     if precision not in PRECISIONS:
         raise InputError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
-    config = _REGISTRY[name]
+    config: Any = _REGISTRY[name]
     fields = [field.name for field in dataclasses.fields(config)]
     for override in overrides:
         if override not in fields:
             raise InputError(f"{name} has no setting {override!r}; {nearest(override, fields)}")
     config = dataclasses.replace(config, **overrides)
-    settings = (num_classes, PRECISIONS[precision].dtype, features)
-    if isinstance(config, NFNetworkConfig):
-        network = _normalizer_free(config, *settings)
-    else:
-        network = _of_modules(config, *settings)
-    return Model(name, num_classes, config, network, precision, features)
+    policy = Policy(rounding=PRECISIONS[precision].rounding)
+    return Model(name, num_classes, config, precision, features, policy)
+
+
+def register_model(name: str, config_or_module: NetworkConfig | Callable[[int], Any]) -> None:
+    """Makes a network a name that ``create_model`` and every command know.
+
+    Args:
+      name: replaces a model of that name.
+      config_or_module: a config as the families have them, such as an ``NFNetConfig`` with a block
+        of one's own; or a function of the number of classes that makes a Haiku module, as
+        ``ModuleConfig`` says. The module is a ``Network``.
+
+    Raises:
+      InputError: it is neither.
+
+    Example:
+      >>> from nfnets_jax.models.nfnet import VARIANTS
+      >>> wide = dataclasses.replace(VARIANTS["nfnet_micro"], width=(128, 256, 512))
+      >>> register_model("nfnet_micro_wide", wide)
+      >>> create_model("nfnet_micro_wide").config.width
+      (128, 256, 512)
+    """
+    config: Any = config_or_module
+    if not hasattr(config, "network"):
+        if not callable(config):
+            raise InputError(
+                f"{name!r} takes a config with a method network, or a function of the number of "
+                f"classes, not {type(config).__name__}"
+            )
+        config = ModuleConfig(config)
+    _REGISTRY[name] = config
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that ``create_model`` knows and a shell-style pattern (``"nfnet_f?"``) matches."""
+    """Returns the names of models that match a shell-style pattern such as ``"nfnet_f?"``."""
     return fnmatch.filter(_REGISTRY, pattern)
 
 
-def _normalizer_free(
-    config: NFNetworkConfig, num_classes: int, dtype: Any, features: bool
-) -> _Network:
-    def weights(images: jax.Array) -> Any:
-        return NFNetwork(config, num_classes, images.shape[-1]).weights(dtype)
-
-    def forward(
-        weights: Any,
-        state: hk.State,
-        keys: jax.Array | None,
-        images: jax.Array,
-        is_training: bool,
-    ) -> tuple[dict[str, jax.Array], hk.MutableState]:
-        return nf_network(weights, images, keys, config=config, features=features), {}
-
-    return _Network(
-        functools.partial(initialize, weights),
-        lambda params, images: network_weights(params, config, num_classes, dtype),
-        forward,
-        layer_stacks(config),
-    )
-
-
-def _of_modules(config: _ModuleConfig, num_classes: int, dtype: Any, features: bool) -> _Network:
-    def network(images: jax.Array, keys: jax.Array | None, is_training: bool) -> Any:
-        module = _MODULES[type(config)](config, num_classes)
-        return module(images.astype(dtype), keys, is_training, features)
-
-    def forward(
-        weights: hk.Params,
-        state: hk.State,
-        keys: jax.Array | None,
-        images: jax.Array,
-        is_training: bool,
-    ) -> Any:
-        run = hk.transform_with_state(network).apply
-        return run(weights, state, None, images, keys, is_training)
-
-    return _Network(
-        lambda rng, images: initialize(network, rng, images, None, False),
-        lambda params, images: params,
-        forward,
-    )
+# Of ImageNet's training images (Krizhevsky et al. 2012), as is usual.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _example_keys(rng: jax.Array, examples: int) -> jax.Array:
-    """``[N]`` typed keys from one key or from as many, typed or raw."""
+    """Returns ``[N]`` typed keys from one key or from as many, typed or raw."""
     if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         rng = jax.random.wrap_key_data(rng)
     return jax.random.split(rng, examples) if rng.ndim == 0 else rng

@@ -1,11 +1,12 @@
 """ResNets with batch normalization, which normalizer-free networks are measured against.
 
 ResNet (He et al. 2016, arXiv:1512.03385, with the stride in the 3x3 convolution), ResNeXt (Xie et
-al. 2017, arXiv:1611.05431), squeeze-excite (Hu et al. 2018, arXiv:1709.01507) and the "D" form (He
-et al. 2019, arXiv:1812.01187). SE-ResNeXt-D is what NFNets were derived from.
+al. 2017, arXiv:1611.05431), squeeze-excite (Hu et al. 2018, arXiv:1709.01507) and the "D" variant
+(He et al. 2019, arXiv:1812.01187). NFNets were derived from SE-ResNeXt-D.
 
-And, for ablations, the same networks without it: by SkipInit (De and Smith 2020, arXiv:2002.10444,
-section 4), by Fixup (Zhang et al. 2019, arXiv:1901.09321, section 3), or with nothing in its place.
+For ablations there are the same networks with SkipInit (De and Smith 2020, arXiv:2002.10444,
+section 4), with Fixup (Zhang et al. 2019, arXiv:1901.09321, section 3), or with nothing in place of
+batch normalization.
 """
 
 import dataclasses
@@ -18,8 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models import layers
 from nfnets_jax.models.batch_norm import BatchNorm, Conv2D
+from nfnets_jax.models.nfnet import SqueezeExcite
+from nfnets_jax.models.prepare import LayerStack
 
 _REMAT = ("none", "block")
 _NORMALIZATIONS = ("batch", "skipinit", "fixup", "none")
@@ -27,28 +31,28 @@ _NORMALIZATIONS = ("batch", "skipinit", "fixup", "none")
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """One variant of the family. A field a stage holds as many entries as there are stages.
+    """The options of a ResNet. Fields of a stage have one entry a stage.
 
     Attributes:
       depth: blocks of each stage.
       width: output channels of each stage.
       groups: of the 3x3 convolutions.
-      group_width: channels a group in the first stage; they grow with the width.
-      form_d: whether the stem is three 3x3 convolutions and a shortcut of lower resolution starts
-        with the mean of 2x2 pixels; else one of 7x7 and one pixel of the four.
+      group_width: channels in a group of the first stage; they grow with the width.
+      form_d: whether the stem is three 3x3 convolutions and a shortcut that halves the resolution
+        takes the mean of 2x2 pixels; else the stem is one of 7x7, and it takes one of the four.
       small_images: whether the stem is one 3x3 convolution that keeps the resolution.
       se_ratio: hidden units of squeeze-excite over its channels; 0 leaves squeeze-excite out.
       train_size, test_size: published side of the square images, in pixels.
       dropout_rate: of the pooled features.
-      stochastic_depth_rate: probability of dropping a block's branch, rising from 0 at the first
+      stochastic_depth_rate: probability of dropping a block's branch; it rises from 0 at the first
         block in proportion to the number of blocks before it.
-      normalization: ``"batch"``, or what is done without: ``"skipinit"`` ends each branch in a
-        learned factor that starts at zero; ``"fixup"`` starts branches small by their kernels, and
-        has a scalar bias before all that computes and a factor a branch; ``"none"`` does neither.
-      sync_axis: the axis of a ``jax.pmap`` over whose devices batches are normalized together, in
-        training here ``"devices"``; empty normalizes on each device alone.
-      remat: what is computed anew for the gradient instead of being kept: ``"none"``, or each
-        ``"block"`` from its input.
+      normalization: ``"batch"``; ``"skipinit"`` ends each branch in a learned factor that starts at
+        zero; ``"fixup"`` scales the initial kernels down and adds scalar biases and a factor a
+        branch; ``"none"`` does neither.
+      sync_axis: the axis of a ``jax.pmap`` over whose devices batches are normalized together,
+        ``"devices"`` in the training step here; empty normalizes on each device alone.
+      remat: ``"block"`` rematerializes each block from its input in the backward pass; ``"none"``
+        keeps all residuals.
 
     Raises:
       InputError: no such ``remat`` or ``normalization``.
@@ -75,6 +79,21 @@ class ResNetConfig:
         if self.normalization not in _NORMALIZATIONS:
             known = ", ".join(_NORMALIZATIONS)
             raise InputError(f"no normalization {self.normalization!r}; there are {known}")
+
+    @property
+    def classifier(self) -> str:
+        """Full name of the classifier's module."""
+        return "ResNet/linear"
+
+    @property
+    def layer_stacks(self) -> tuple[LayerStack, ...]:
+        """None: every block has arrays of its own."""
+        return ()
+
+    def network(self, num_classes: int, policy: Policy, prepared: bool) -> "ResNet":
+        """Makes the module, inside a ``hk.transform``; prepared parameters are the same."""
+        del prepared
+        return ResNet(self, num_classes, policy)
 
 
 _SE = 1 / 16
@@ -130,18 +149,19 @@ VARIANTS: Mapping[str, ResNetConfig] = MappingProxyType(
 
 
 class ResNet(hk.Module):
-    """The network; its parameters and running statistics are Haiku's."""
+    """A ResNet; ``config`` and ``policy`` are the options, and how convolutions are computed."""
 
-    def __init__(self, config: ResNetConfig, num_classes: int):
+    def __init__(self, config: ResNetConfig, num_classes: int, policy: Policy | None = None):
         super().__init__("ResNet")
         self._config = config
         self._num_classes = num_classes
+        self._policy = policy
 
     def __call__(
         self,
         images: jax.Array,
-        keys: jax.Array | None,
-        is_training: bool,
+        keys: jax.Array | None = None,
+        is_training: bool = False,
         features: bool = False,
     ) -> dict[str, jax.Array]:
         """Classifies images.
@@ -162,13 +182,14 @@ class ResNet(hk.Module):
             x = self._stem(images, is_training)
             if not config.small_images:
                 x = layers.max_pool(x)
-        keep = layers.survivors(keys, config.stochastic_depth_rate, sum(config.depth))
+        keep = layers.kept_branches(keys, config.stochastic_depth_rate, sum(config.depth))
         index = 0
         stages = zip(config.width, config.depth, strict=True)
         for number, (width, depth) in enumerate(stages, start=1):
             with jax.named_scope(f"stage_{number}"):
                 for place in range(depth):
-                    block = _Block(config, width, stride=2 if number > 1 and place == 0 else 1)
+                    stride = 2 if number > 1 and place == 0 else 1
+                    block = _Block(config, width, stride, self._policy)
                     run = functools.partial(block, is_training=is_training)
                     if config.remat == "block":
                         run = hk.remat(run)
@@ -179,11 +200,9 @@ class ResNet(hk.Module):
         with jax.named_scope("head"):
             pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
             fixup = config.normalization == "fixup"
-            seen = _Bias(name="bias")(pool) if fixup else pool
-            seen = layers.dropout(keys, seen, config.dropout_rate)
-            std = 0.0 if fixup else 0.01
-            linear = layers.Linear(pool.shape[-1], self._num_classes, std, name="linear")
-            logits = layers.linear(linear.parameters(), seen)
+            inputs = _Bias(name="bias")(pool) if fixup else pool
+            linear = layers.Linear(self._num_classes, 0.0 if fixup else 0.01, name="linear")
+            logits = linear(layers.dropout(keys, inputs, config.dropout_rate))
         return {**outputs, "pool": pool, "logits": logits}
 
     def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
@@ -193,29 +212,31 @@ class ResNet(hk.Module):
         elif self._config.form_d:
             convolutions = ((32, 3, 2), (32, 3, 1), (64, 3, 1))
         for index, (channels, kernel, stride) in enumerate(convolutions):
-            convolution = Conv2D(channels, kernel, stride, name=f"stem_conv{index}")
+            name = f"stem_conv{index}"
+            convolution = Conv2D(channels, kernel, stride, policy=self._policy, name=name)
             x = _convolve(self._config, convolution, x, is_training, f"stem_norm{index}")
             x = jax.nn.relu(x)
         return x
 
 
 class _Block(hk.Module):
-    """Bottleneck of 1x1, grouped 3x3 and 1x1 convolutions, added to a shortcut.
+    """A bottleneck of 1x1, grouped 3x3 and 1x1 convolutions, added to a shortcut.
 
     Its last scale starts at zero, so that the network starts as its shortcuts (Goyal et al. 2017,
-    arXiv:1706.02677, section 5.1); so do SkipInit's gain and the last kernel of Fixup.
+    arXiv:1706.02677, section 5.1). So do SkipInit's gain and the last kernel of Fixup.
     """
 
-    def __init__(self, config: ResNetConfig, width: int, stride: int):
+    def __init__(self, config: ResNetConfig, width: int, stride: int, policy: Policy | None):
         super().__init__("block")
+        self._conv = functools.partial(Conv2D, policy=policy)
         self._config = config
         self._width = width
         self._stride = stride
 
     def __call__(self, x: jax.Array, keep: jax.Array | None, is_training: bool) -> jax.Array:
-        """``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), width]``.
+        """Maps ``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), width]``.
 
-        ``keep`` ``[N]`` says which examples keep the branch (stochastic depth); None keeps all.
+        ``keep`` ``[N]`` is whether stochastic depth keeps an example's branch; None keeps all.
         """
         config, width, stride = self._config, self._width, self._stride
         convolve = functools.partial(_convolve, config, is_training=is_training)
@@ -228,19 +249,17 @@ class _Block(hk.Module):
         if stride > 1 or x.shape[-1] != width:
             pools = config.form_d and stride > 1
             shortcut = layers.average_pool(x) if pools else x
-            convolution = Conv2D(width, 1, 1 if pools else stride, name="conv_shortcut")
+            convolution = self._conv(width, 1, 1 if pools else stride, name="conv_shortcut")
             shortcut = convolve(convolution, shortcut, norm="norm_shortcut")
-        reduce = Conv2D(inner, 1, gain=gain, name="conv0")
+        reduce = self._conv(inner, 1, gain=gain, name="conv0")
         branch = jax.nn.relu(convolve(reduce, x, norm="norm0"))
-        spatial = Conv2D(inner, 3, stride, config.groups, gain=gain, name="conv1")
+        spatial = self._conv(inner, 3, stride, config.groups, gain=gain, name="conv1")
         branch = jax.nn.relu(convolve(spatial, branch, norm="norm1"))
-        expand = Conv2D(width, 1, gain=last_gain, name="conv2")
+        expand = self._conv(width, 1, gain=last_gain, name="conv2")
         branch = convolve(expand, branch, norm="norm2", ends_branch=True)
         if config.se_ratio > 0:
             hidden = max(1, int(width * config.se_ratio))
-            gate = layers.SqueezeExcite(width, hidden, "squeeze_excite").parameters()
-            squeeze, excite = (layer.weights(x.dtype) for layer in gate)
-            branch *= layers.squeeze_excite((squeeze, excite), branch)[:, None, None, :]
+            branch *= SqueezeExcite(width, hidden, name="squeeze_excite")(branch)
         if keep is not None:
             branch = jnp.where(keep[:, None, None, None], branch, 0)
         return jax.nn.relu(shortcut + branch)
@@ -254,10 +273,7 @@ def _convolve(
     norm: str,
     ends_branch: bool = False,
 ) -> jax.Array:
-    """Convolves and normalizes, or does what ``config.normalization`` does instead.
-
-    ``norm`` is the name of the module that has its parameters.
-    """
+    """Convolves and normalizes by ``config.normalization``, in a module called ``norm``."""
     if config.normalization == "batch":
         initial_scale = 0.0 if ends_branch else 1.0
         batch_norm = BatchNorm(config.sync_axis, initial_scale=initial_scale, name=norm)
@@ -275,7 +291,7 @@ def _convolve(
 
 
 class _Bias(hk.Module):
-    """Adds ``bias``, a number or one a channel, which starts at zero."""
+    """Adds ``bias``, a scalar or one a channel, which starts at zero."""
 
     def __init__(self, shape: tuple[int, ...] = (), *, name: str):
         super().__init__(name)
@@ -286,7 +302,7 @@ class _Bias(hk.Module):
 
 
 class _Gain(hk.Module):
-    """Multiplies by ``gain``, a number."""
+    """Multiplies by ``gain``, a scalar."""
 
     def __init__(self, initial: float, *, name: str):
         super().__init__(name)

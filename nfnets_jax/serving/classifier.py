@@ -13,6 +13,7 @@ from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.examples import CenterCrop
 from nfnets_jax.data.sources import imagenet_classes, normalization
 from nfnets_jax.errors import InputError
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.registry import create_model
 from nfnets_jax.serving.export import Frozen, Outputs, freeze
 from nfnets_jax.training import objective, step
@@ -85,8 +86,8 @@ class Classifier:
             )
         self.class_names = None if class_names is None else tuple(class_names)
 
-        def of_pixels(weights: Any, images: jax.Array) -> Outputs:
-            return network.forward(weights, objective.normalize(images, mean, std))
+        def of_pixels(weights: Any, images: jax.Array, *policy: Policy) -> Outputs:
+            return network.forward(weights, objective.normalize(images, mean, std), *policy)
 
         self.network = dataclasses.replace(network, forward=of_pixels)
         self.devices = jax.local_devices()

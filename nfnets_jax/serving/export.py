@@ -12,18 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from nfnets_jax.errors import InputError
-from nfnets_jax.kernels.convolution import for_backend
-from nfnets_jax.models.nf_network import (
-    NetworkWeights,
-    NFNetworkConfig,
-    network_weights,
-    nf_network,
-)
-from nfnets_jax.models.registry import PRECISIONS, Model
+from nfnets_jax.kernels.convolution import Policy
+from nfnets_jax.models.nfnet import NFBlock, NFNet, NFNetConfig
+from nfnets_jax.models.registry import Model
 from nfnets_jax.serving import folding
 
 Outputs = dict[str, jax.Array]
 
+_DEFAULT = Policy()
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -39,11 +35,11 @@ class Frozen:
 
     Attributes:
       weights: all arrays that are computed with.
-      forward: ``(weights, images) -> outputs``.
+      forward: ``(weights, images, policy=Policy()) -> outputs``.
     """
 
     weights: Any
-    forward: Callable[[Any, jax.Array], Outputs]
+    forward: Callable[..., Outputs]
 
     def __call__(self, images: jax.Array) -> Outputs:
         """The outputs of ``Model.apply`` for normalized images ``[N, H, W, C]``."""
@@ -68,18 +64,29 @@ def freeze(
     Raises:
       InputError: the model has running statistics, and there is no state.
     """
-    if isinstance(model.config, NFNetworkConfig):
+    if _is_foldable(model):
         return fold(model, params)
-    if not state:
+    _, expected = jax.eval_shape(model.init, jax.random.key(0), _image())
+    if expected and not state:
         raise InputError(
             f"the running statistics of {model.name} are missing; the workdir of a run has them"
         )
 
-    def forward(weights: Any, images: jax.Array) -> Outputs:
+    def forward(weights: Any, images: jax.Array, policy: Policy = _DEFAULT) -> Outputs:
         params, state = weights
-        return model.apply(params, state, None, images, is_training=False)[0]
+        return model.with_policy(policy).forward(params, state, None, images, False)[0]
 
-    return Frozen((params, state), forward)
+    prepared = jax.jit(lambda params: model.prepare(params, _image()))(params)
+    return Frozen((prepared, state or {}), forward)
+
+
+def _is_foldable(model: Model) -> bool:
+    """Returns whether ``folding`` knows the network's blocks."""
+    return isinstance(model.config, NFNetConfig) and model.config.block is NFBlock
+
+
+def _image() -> Any:
+    return jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
 
 
 def fold(model: Model, params: Mapping[str, Mapping[str, Any]]) -> Frozen:
@@ -103,17 +110,31 @@ def fold(model: Model, params: Mapping[str, Mapping[str, Any]]) -> Frozen:
       >>> fold(model, params)(images)["logits"].shape
       (1, 10)
     """
-    config = model.config
-    if not isinstance(config, NFNetworkConfig):
+    if not _is_foldable(model):
         raise InputError(f"{model.name} cannot be folded; NFNets, NF-ResNets and NF-RegNets can")
+    config, dtype = model.config, model.dtype
 
     @jax.jit
-    def folded(params: hk.Params) -> NetworkWeights:
-        weights = network_weights(params, config, model.num_classes, jnp.float32)
-        return folding.fold(weights, config, PRECISIONS[model.precision].dtype)
+    def folded(params: hk.Params) -> hk.MutableParams:
+        exact = dataclasses.replace(model, precision="float32")
+        weights = folding.fold(exact.prepare(params, _image()), config)
+        return {
+            module: values if module == model.classifier else jax.tree.map(_cast(dtype), values)
+            for module, values in weights.items()
+        }
 
-    forward = functools.partial(nf_network, config=config, features=model.features, folded=True)
+    def forward(weights: Any, images: jax.Array, policy: Policy = _DEFAULT) -> Outputs:
+        def network(images: jax.Array) -> Outputs:
+            module = NFNet(config, model.num_classes, policy, prepared=True, folded=True)
+            return module(images.astype(dtype), features=model.features)
+
+        return hk.transform(network).apply(weights, None, images)
+
     return Frozen(folded(params), forward)
+
+
+def _cast(dtype: Any) -> Callable[[jax.Array], jax.Array]:
+    return lambda array: array.astype(dtype)
 
 
 def export(
@@ -201,8 +222,5 @@ def export_onnx(network: Frozen, image_shape: Sequence[int], dtype: Any = jnp.fl
 
 
 def _form(network: Frozen, backend: str) -> Callable[[jax.Array], Outputs]:
-    """What the network computes, in the form for a backend.
-
-    Unlike ``network`` itself it is traced anew; JAX would remember the form of the first backend.
-    """
-    return for_backend(backend)(lambda images: network.forward(network.weights, images))
+    """Returns the network as a function of images, in the form for a backend."""
+    return lambda images: network.forward(network.weights, images, Policy(backend=backend))

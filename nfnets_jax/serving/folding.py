@@ -1,90 +1,88 @@
-"""Weights of a normalizer-free network with its constants in them, for inference.
+"""Folds the constants of a normalizer-free network into its weights, for inference.
 
-What a convolution is given, ``beta * c * f(x)``, it can be given as ``f(x)`` if its kernel is
-multiplied by ``beta * c``; what is done with its output, ``alpha * skip_gain``, its kernel and bias
-can do. ``nf_network(..., folded=True)`` computes with such weights.
+A convolution of ``beta * c * f(x)`` is one of ``f(x)`` with its kernel multiplied by ``beta * c``,
+and ``alpha * skip_gain`` times its output is the output of a kernel and a bias so multiplied.
+``NFNet(..., folded=True)`` computes with such weights.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.models.layers import ACTIVATION_GAINS, Affine
-from nfnets_jax.models.nf_block import BlockForm, BlockWeights
-from nfnets_jax.models.nf_network import (
-    NetworkWeights,
-    NFNetworkConfig,
-    StageWeights,
-    expected_betas,
-)
+from nfnets_jax.models.layers import ACTIVATION_GAINS
+from nfnets_jax.models.nfnet import NFNetConfig
 
-# A branch that is scaled by less is left out: to float32, beside activations of about one, it adds
-# nothing, and the squeezing layer, which is scaled back, would overflow.
+Module = Mapping[str, jax.Array]
+
+# A branch with a smaller scale is left out: beside activations of about one it adds nothing in
+# float32, and the squeezing layer, which is divided by the scale, would overflow.
 _LEAST_SCALE = 1e-12
 
 
-def fold(weights: NetworkWeights, config: NFNetworkConfig, dtype: jnp.dtype) -> NetworkWeights:
-    """Moves the activations' constants, beta, alpha and skip gains into the convolutions.
+def fold(params: Mapping[str, Module], config: NFNetConfig) -> hk.MutableParams:
+    """Moves the activations' gains, beta, alpha and skip gains into the convolutions.
 
-    The constant of the last activation stays, for the pooled features are an output.
+    The gain of the last activation stays, as the pooled features are an output.
 
     Args:
-      weights: of ``network_weights`` in float32.
-      config: the one that they were made by.
-      dtype: of all that is returned but the classifier, which stays float32.
+      params: float32, as ``Model.prepare`` returns them for an ``NFNet``.
+      config: the network's options; its blocks are ``NFBlock``.
+
+    Returns:
+      Parameters of the same form.
     """
-    constant = ACTIVATION_GAINS[config.activation]
-    betas = jnp.asarray(expected_betas(weights, config), jnp.float32)
-
-    def block(block: BlockWeights, beta: jax.Array) -> BlockWeights:
-        return _fold_block(block, constant, beta, config.alpha, config.family.block)
-
-    stages, start = [], 0
-    for stage, depth in zip(weights.stages, config.depth, strict=True):
-        first, rest = betas[start], betas[start + 1 : start + depth]
-        stages.append(
-            StageWeights(
-                block(stage.first, first),
-                jax.vmap(block)(stage.rest, rest)
-                if isinstance(stage.rest, BlockWeights)
-                else tuple(map(block, stage.rest, rest)),
-            )
-        )
-        start += depth
-    stem = (weights.stem[0], *(_of_scaled_input(conv, constant) for conv in weights.stem[1:]))
-    folded = weights._replace(stem=stem, stages=tuple(stages))
-    cast: NetworkWeights = jax.tree.map(lambda array: array.astype(dtype), folded)
-    return cast._replace(classifier=weights.classifier)
+    gain = ACTIVATION_GAINS[config.activation]
+    folded: hk.MutableParams = {module: dict(values) for module, values in params.items()}
+    for index in range(1, len(config.stem)):
+        name = f"{config.name}/~/{config.stem_name.format(index)}"
+        folded[name] = _scale_input(folded[name], gain)
+    betas, start = jnp.asarray(config.betas, jnp.float32), 0
+    stacks = {stack.layers: stack.name for stack in config.layer_stacks}
+    for names in config.block_names:
+        blocks = tuple(f"{config.name}/~/{name}" for name in names)
+        rest = stacks.get(blocks[1:])
+        singles = blocks if rest is None else blocks[:1]
+        for beta, block in zip(betas[start:], singles, strict=False):
+            _fold_block(folded, block, beta, gain, config)
+        if rest is not None:
+            _fold_block(folded, rest, betas[start + 1 : start + len(blocks)], gain, config)
+        start += len(blocks)
+    return folded
 
 
 def _fold_block(
-    weights: BlockWeights,
-    constant: float,
-    beta: jax.Array,
-    alpha: float,
-    form: BlockForm,
-) -> BlockWeights:
-    reduce, *others = weights.convolutions
-    *spatial, expand = (_of_scaled_input(conv, constant) for conv in others)
-    assert weights.skip_gain is not None  # It is not folded yet.
-    scale = alpha * weights.skip_gain
+    params: hk.MutableParams, block: str, beta: jax.Array, gain: float, config: NFNetConfig
+) -> None:
+    """Folds one block in place, or equal blocks whose arrays and ``beta`` have a leading axis."""
+    scale = config.alpha * params[block]["skip_gain"]
     scale = jnp.where(jnp.abs(scale) < _LEAST_SCALE, 0, scale)
-    gate = weights.squeeze_excite
-    if gate is not None and not form.excites_bottleneck:
-        squeeze, excite = gate
-        gate = _of_scaled_input(squeeze, jnp.where(scale == 0, 0, 1 / scale)), excite
-    shortcut = weights.shortcut
-    return BlockWeights(
-        convolutions=(
-            _of_scaled_input(reduce, constant * beta),
-            *spatial,
-            Affine(expand.kernel * scale, expand.bias * scale),
-        ),
-        squeeze_excite=gate,
-        skip_gain=None,
-        shortcut=None if shortcut is None else _of_scaled_input(shortcut, constant * beta),
-    )
+    # The block still multiplies by alpha and its skip gain: together by one.
+    params[block]["skip_gain"] = jnp.full_like(scale, 1 / config.alpha)
+    for conv in ("conv0", "conv_shortcut"):
+        if f"{block}/~/{conv}" in params:
+            name = f"{block}/~/{conv}"
+            params[name] = _scale_input(params[name], gain * beta)
+    for conv in (*config.spatial, "conv2"):
+        name = f"{block}/~/{conv}"
+        params[name] = _scale_input(params[name], gain)
+    last = params[f"{block}/~/conv2"]
+    for name in ("w", "bias"):
+        last[name] = last[name] * _per_layer(scale, last[name])
+    squeeze = f"{block}/~/squeeze_excite/~/linear"
+    if squeeze in params and not config.excites_bottleneck:
+        undone = jnp.where(scale == 0, 0, 1 / scale)
+        params[squeeze] = _scale_input(params[squeeze], undone)
 
 
-def _of_scaled_input(weights: Affine, scale: float | jax.Array) -> Affine:
-    """What does to ``x`` as the weights do to ``scale * x``."""
-    return weights._replace(kernel=weights.kernel * scale)
+def _scale_input(module: Module, scale: float | jax.Array) -> dict[str, Any]:
+    """Returns a layer that does to ``x`` what the given one does to ``scale * x``."""
+    return {**module, "w": module["w"] * _per_layer(scale, module["w"])}
+
+
+def _per_layer(scale: float | jax.Array, array: jax.Array) -> jax.Array:
+    """Adds axes to ``scale``, a number or one a layer, so that it multiplies the array."""
+    scale = jnp.asarray(scale)
+    return scale.reshape(scale.shape + (1,) * (array.ndim - scale.ndim))

@@ -134,7 +134,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     height = heights(model, dataset.channels)
     optimizer = create_optimizer(config, model.stacked(height))
     if config.optimizer.layer_decay == 0:
-        model = model.learning({module for module in height if height[module] == 0})
+        model = model.with_frozen_backbone()
     center = CenterCrop(data.test_image_size, data.test_margin, data.test_crop)
     return Plan(
         config=config,

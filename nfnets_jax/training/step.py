@@ -1,5 +1,7 @@
 """One update and one evaluation of a batch, the same on every device, by ``jax.pmap``."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +14,6 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nfnets_jax.data.sources import Dataset
-from nfnets_jax.kernels.convolution import in_loop
 from nfnets_jax.models.registry import Model
 from nfnets_jax.optax_agc import materialized
 from nfnets_jax.training import objective
@@ -112,9 +113,14 @@ def make_update(
       are taken for mixtures. ``metrics`` has ``loss``, ``top1`` and ``grad_norm`` (before
       clipping), equal on all devices; with ``look`` also ``clipping``, of ``telemetry.measure``.
     """
+    in_loop = model.with_policy(dataclasses.replace(model.policy, in_loop=True))
 
     def loss_fn(
-        weights: Any, model_state: chex.ArrayTree, batch: DeviceBatch, keys: jax.Array
+        model: Model,
+        weights: Any,
+        model_state: chex.ArrayTree,
+        batch: DeviceBatch,
+        keys: jax.Array,
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         images = objective.normalize(batch["image"], dataset.mean, dataset.std)
         outputs, model_state = model.forward(weights, model_state, keys, images, True)
@@ -126,7 +132,8 @@ def make_update(
         loss = jnp.mean(losses)
         return loss, (model_state, {"loss": loss, "top1": jnp.mean(hits)})
 
-    gradient = jax.grad(loss_fn, has_aux=True)
+    def gradient(model: Model) -> Callable[..., Any]:
+        return jax.grad(functools.partial(loss_fn, model), has_aux=True)
 
     def mean_gradient(
         params: chex.ArrayTree, model_state: chex.ArrayTree, batch: DeviceBatch, keys: jax.Array
@@ -134,10 +141,10 @@ def make_update(
         """Gradient, model state and metrics, means over the examples of all devices."""
         weights, to_params = jax.vjp(lambda params: model.prepare(params, batch["image"]), params)
         if micro_batch_size in (0, len(keys)):
-            of_weights, (model_state, metrics) = gradient(weights, model_state, batch, keys)
+            of_weights, (model_state, metrics) = gradient(model)(weights, model_state, batch, keys)
         else:
             of_weights, model_state, metrics = _accumulate(
-                gradient, weights, model_state, (batch, keys), micro_batch_size
+                gradient(in_loop), weights, model_state, (batch, keys), micro_batch_size
             )
         (grads,) = to_params(of_weights)
         # On one device XLA would copy every gradient for a mean that changes none.
@@ -184,8 +191,7 @@ def _accumulate(
 
     def add(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], None]:
         sums, model_state = carry
-        with in_loop():
-            grads, (model_state, metrics) = gradient(weights, model_state, *part)
+        grads, (model_state, metrics) = gradient(weights, model_state, *part)
         return (jax.tree.map(jnp.add, sums, (grads, metrics)), model_state), None
 
     first = jax.tree.map(lambda array: array[0], parts)

@@ -17,7 +17,7 @@ import numpy as np
 
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.layers import ACTIVATION_GAINS
-from nfnets_jax.models.nf_network import NFNetworkConfig
+from nfnets_jax.models.nfnet import NFNetConfig
 from nfnets_jax.weights.published import Tree
 
 Arrays = Mapping[str, np.ndarray]
@@ -59,42 +59,41 @@ class _Layout(NamedTuple):
         return kept.transpose(np.argsort(self.axes).astype(int))
 
 
-def _names(config: NFNetworkConfig) -> Iterator[tuple[str, str]]:
+def _names(config: NFNetConfig) -> Iterator[tuple[str, str]]:
     """Every module's name, and timm's for it."""
-    family = config.family
     for index in range(len(config.stem)):
-        name = f"{family.name}/~/{family.stem_name.format(index)}"
+        name = f"{config.name}/~/{config.stem_name.format(index)}"
         yield name, f"stem.conv{index + 1}" if _is_nfnet(config) else "stem.conv"
-    attention = "attn" if family.block.excites_bottleneck else "attn_last"
+    attention = "attn" if config.excites_bottleneck else "attn_last"
     places = [(stage, block) for stage, depth in enumerate(config.depth) for block in range(depth)]
     for index, (stage, block) in enumerate(places):
-        ours = f"{family.name}/~/{family.block.name}{f'_{index}' if index else ''}"
+        ours = f"{config.name}/~/{config.block_name}{f'_{index}' if index else ''}"
         theirs = f"stages.{stage}.{block}"
         yield ours, theirs
         for inner, timm_inner in _BLOCK.items():
             yield f"{ours}/~/{inner}", f"{theirs}.{timm_inner.format(attention=attention)}"
-    yield f"{family.name}/~/final_conv", "final_conv"
-    yield f"{family.name}/~/linear", "head.fc"
+    yield f"{config.name}/~/final_conv", "final_conv"
+    yield f"{config.name}/~/linear", "head.fc"
 
 
-def _is_nfnet(config: NFNetworkConfig) -> bool:
+def _is_nfnet(config: NFNetConfig) -> bool:
     """Whether timm computes as here, constants and all."""
-    return config.family.name == "NFNet"
+    return config.name == "NFNet"
 
 
-def _moved(tree: Tree, config: NFNetworkConfig, back: bool = False) -> Tree:
+def _moved(tree: Tree, config: NFNetConfig, back: bool = False) -> Tree:
     """With the constants where timm's other networks have them; ``back`` for where they are here.
 
     Going there the skip gains go into the blocks' last convolutions; coming back they are 1.
     """
     constant = ACTIVATION_GAINS[config.activation] ** (-1 if back else 1)
-    root = f"{config.family.name}/~/"
+    root = f"{config.name}/~/"
     moved = {module: dict(parameters) for module, parameters in tree.items()}
     for module, parameters in moved.items():
         if "skip_gain" in parameters and not back:
             skip_gain, last = parameters.pop("skip_gain"), moved[f"{module}/~/conv2"]
             last["gain"], last["bias"] = last["gain"] * skip_gain, last["bias"] * skip_gain
-    for name in (config.family.stem_name.format(0), "final_conv"):
+    for name in (config.stem_name.format(0), "final_conv"):
         if "gain" in moved.get(root + name, {}):
             moved[root + name]["gain"] = moved[root + name]["gain"] / constant
     if "w" in moved.get(f"{root}linear", {}):
@@ -102,7 +101,7 @@ def _moved(tree: Tree, config: NFNetworkConfig, back: bool = False) -> Tree:
     return moved
 
 
-def to_timm(tree: Tree, config: NFNetworkConfig) -> dict[str, np.ndarray]:
+def to_timm(tree: Tree, config: NFNetConfig) -> dict[str, np.ndarray]:
     """Timm's state dict, float32, of parameters ``{module: {parameter: array}}``.
 
     Args:
@@ -126,9 +125,7 @@ def to_timm(tree: Tree, config: NFNetworkConfig) -> dict[str, np.ndarray]:
     return state
 
 
-def from_timm(
-    state: Arrays, config: NFNetworkConfig, wanted: Mapping[str, Mapping[str, int]]
-) -> Tree:
+def from_timm(state: Arrays, config: NFNetConfig, wanted: Mapping[str, Mapping[str, int]]) -> Tree:
     """Parameters ``{module: {parameter: array}}``, float32, of timm's state dict.
 
     What has no counterpart keeps its name, and what is missing is left out, for a check to tell.
@@ -170,7 +167,7 @@ def from_timm(
 
 
 def _modules(config: Any) -> dict[str, str]:
-    if not isinstance(config, NFNetworkConfig):
+    if not isinstance(config, NFNetConfig):
         raise InputError("timm's names are known of normalizer-free networks alone")
     return dict(_names(config))
 

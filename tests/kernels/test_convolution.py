@@ -1,6 +1,3 @@
-import contextlib
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +5,7 @@ import pytest
 from jax import lax
 
 from nfnets_jax.kernels import convolution
-from nfnets_jax.kernels.convolution import conv2d, conv2d_max_pool, in_loop, plain, rounded
+from nfnets_jax.kernels.convolution import Policy, conv2d, conv2d_max_pool
 
 
 @pytest.mark.parametrize(
@@ -87,8 +84,8 @@ def _compare(
         )
 
     expected, pull_expected = jax.vjp(plain, x, w)
-    with in_loop() if looped else contextlib.nullcontext():
-        actual, pull_actual = jax.vjp(lambda x, w: conv2d(x, w, stride), x, w)
+    policy = Policy(in_loop=looped)
+    actual, pull_actual = jax.vjp(lambda x, w: conv2d(x, w, stride, policy), x, w)
     cotangent = jnp.asarray(rng.standard_normal(expected.shape), jnp.float32)
     for a, b in zip(
         (actual, *pull_actual(cotangent)), (expected, *pull_expected(cotangent)), strict=True
@@ -129,9 +126,9 @@ def test_rounded_products_are_wrong_by_a_few_percent(
     cotangent = jnp.asarray(rng.standard_normal((32, size, size, 48)), jnp.float32)
 
     def results(able: bool) -> list[np.ndarray]:
-        monkeypatch.setattr(convolution, "_cpu_multiplies_bfloat16", lambda: able)
-        with rounded(jnp.bfloat16):
-            value, pull = jax.vjp(conv2d, x, w)
+        monkeypatch.setattr(convolution, "cpu_multiplies_bfloat16", lambda: able)
+        policy = Policy(rounding=jnp.bfloat16)
+        value, pull = jax.vjp(lambda x, w: conv2d(x, w, policy=policy), x, w)
         return [np.asarray(array) for array in (value, *pull(cotangent))]
 
     for wrong, right in zip(results(True), results(False), strict=True):
@@ -139,11 +136,20 @@ def test_rounded_products_are_wrong_by_a_few_percent(
         assert 1e-3 < error < 0.03
 
 
-@pytest.mark.parametrize("form", [contextlib.nullcontext, plain])
-def test_a_kernel_of_one_pixel_may_be_a_matrix(form: Any) -> None:
-    x, kernel = jax.random.normal(jax.random.key(0), (2, 5, 5, 8)), jnp.ones((1, 1, 8, 4))
-    with form():
-        np.testing.assert_array_equal(conv2d(x, kernel[0, 0], 2), conv2d(x, kernel, 2))
+def test_a_policy_is_an_argument_that_jit_sees() -> None:
+    """A program that is traced with one policy is not reused for another."""
+    run = jax.jit(conv2d, static_argnames=("stride", "policy"))
+    x, kernel = jnp.ones((1, 4, 4, 8)), jnp.ones((1, 1, 8, 4))
+    for native in (False, True):
+        program = run.lower(x, kernel, policy=Policy(native=native)).as_text()
+        assert ("convolution" in program) == native
+
+
+def test_accelerators_get_native_convolutions() -> None:
+    x = jnp.ones((1, 4, 4, 64))
+    for kernel in (jnp.ones((1, 1, 64, 4)), jnp.ones((3, 3, 32, 4)), jnp.ones((3, 3, 1, 64))):
+        jaxpr = jax.make_jaxpr(lambda x, w: conv2d(x, w, policy=Policy("cuda")))(x, kernel)
+        assert [equation.primitive.name for equation in jaxpr.eqns] == ["conv_general_dilated"]
 
 
 def test_channels_must_fit() -> None:

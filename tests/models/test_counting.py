@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import nfnets_jax
-from nfnets_jax.kernels.convolution import conv2d
+from nfnets_jax.kernels.convolution import Policy, conv2d
 from nfnets_jax.models import counting
 
 PARAMETERS = {
@@ -111,7 +111,8 @@ def test_counts_are_those_of_products_and_convolutions() -> None:
     """In loops too, and none for the zeros of packed groups or for what else is computed."""
 
     def network(x: jax.Array, grouped: jax.Array, dense: jax.Array, matrix: jax.Array) -> jax.Array:
-        x = conv2d(conv2d(x, grouped), dense, 2)
+        native = Policy(native=True)
+        x = conv2d(conv2d(x, grouped, policy=native), dense, 2, native)
         x, _ = jax.lax.scan(lambda x, _: (jnp.tanh(x @ matrix), None), x, length=3)
         return x
 

@@ -56,7 +56,7 @@ def test_max_pool_is_the_largest_of_each_window(size: int, first: int) -> None:
 
 
 def test_stochastic_depth_drops_at_its_rates() -> None:
-    keep = layers.survivors(jax.random.split(jax.random.key(0), 4000), 0.8, blocks=4)
+    keep = layers.kept_branches(jax.random.split(jax.random.key(0), 4000), 0.8, blocks=4)
     assert keep is not None
     np.testing.assert_allclose(np.mean(keep, axis=1), [1, 0.8, 0.6, 0.4], atol=0.03)
     assert abs(np.corrcoef(keep[1], keep[2])[0, 1]) < 0.05

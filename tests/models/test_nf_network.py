@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 
 import nfnets_jax
 from nfnets_jax.errors import InputError
-from nfnets_jax.models.layers import scaled_activation
-from nfnets_jax.models.nf_block import nf_block
+from nfnets_jax.kernels.remat import keep_convolutions
+from nfnets_jax.models.nfnet import NFBlock, WSConv2D
+from nfnets_jax.models.prepare import prepare
 from tests import golden
 
 PUBLISHED = [
@@ -209,14 +211,17 @@ def test_stacked_parameters_give_the_same() -> None:
 
 
 def test_a_block_keeps_for_its_gradient_what_its_convolutions_made() -> None:
-    model = nfnets_jax.create_model("nfnet_micro", 10, depth=(1, 2, 1))
-    images = jnp.zeros((2, 16, 16, 3))
-    params, _ = model.init(jax.random.key(0), images)
-    weights = model.prepare(params, images).stages[1].rest[0]
+    config = nfnets_jax.create_model("nfnet_micro").config
     x = jnp.ones((2, 8, 8, 128))
-    form, activation = model.config.family.block, scaled_activation("gelu")
-    run = functools.partial(nf_block, form=form, activation=activation, alpha=0.2)
-    _, backward = jax.vjp(lambda weights, x: run(weights, x, beta=0.9), weights, x)
+
+    def block(x: jax.Array, prepared: bool) -> jax.Array:
+        conv = functools.partial(WSConv2D, prepared=prepared)
+        return NFBlock(config, 128, 128, conv=conv)(x, beta=0.9)
+
+    network = hk.transform(block)
+    weights = prepare(network.init(jax.random.key(0), x, False), jnp.float32)
+    run = keep_convolutions(lambda weights, x: network.apply(weights, None, x, True))
+    _, backward = jax.vjp(run, weights, x)
     given = {id(array) for array in jax.tree.leaves((weights, x))}
     kept = [array.shape for array in jax.tree.leaves(backward) if id(array) not in given]
     assert kept == [(2, 8, 8, 64)] * 3 + [(2, 8, 8, 128)]

@@ -117,7 +117,7 @@ def test_every_block_of_every_normalizer_free_model_keeps_to_it(name: str) -> No
     expected, planned, variance = [], 1.0, 1.0
     for width, before in zip(widths, [64, *widths], strict=False):
         entering = branch = activated(activation, variance) / planned
-        for _ in config.family.block.spatial:
+        for _ in config.spatial:
             branch = activated(activation, branch, around)
         branch = activated(activation, branch)
         kept = width == before

@@ -61,7 +61,7 @@ def test_half_precision_stays_what_it_is() -> None:
     params, images = parameters(model), jnp.asarray(golden.images(2, 8))
     expected, _ = jax.jit(lambda params: model.apply(params, {}, None, images, False))(params)
     folded = inference.fold(model, params)
-    assert folded.weights.stages[0].first.convolutions[0].kernel.dtype == jnp.bfloat16
+    assert folded.weights["NFNet/~/nf_block/~/conv0"]["w"].dtype == jnp.bfloat16
     assert_close(folded(images), expected, 0.2)
 
 

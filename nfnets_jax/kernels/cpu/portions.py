@@ -1,4 +1,4 @@
-"""A few images at a time: as many as a CPU's cache holds of what is made of them."""
+"""Runs a function on a few images at a time, so that its arrays stay in a CPU's cache."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,21 +15,21 @@ _Tree = TypeVar("_Tree")
 def in_portions(
     function: Callable[..., tuple[_Each, _Sum]], bound: int, bytes_an_image: int, *arrays: Any
 ) -> tuple[_Each, _Sum]:
-    """``function(*arrays)``, called in a loop with a few images at a time.
+    """Computes ``function(*arrays)`` in a loop over portions of the images.
 
     Args:
-      function: of arrays ``[n, ...]``; returns a tree of arrays ``[n, ...]``, which are joined, and
-        another of arrays that are summed over the calls.
-      bound: bytes that a call may use; it gets one image at least.
-      bytes_an_image: that it uses.
-      arrays: ``[N, ...]``, or trees of them; the number at a time divides ``N``.
+      function: maps arrays ``[n, ...]`` to a tree of arrays ``[n, ...]``, which are joined, and a
+        tree of arrays that are summed over the portions.
+      bound: bytes that a portion may use; it has at least one image.
+      bytes_an_image: bytes that one image uses.
+      *arrays: ``[N, ...]``, or trees of them; the size of a portion divides ``N``.
     """
     images = len(jax.tree.leaves(arrays)[0])
     most = max(1, min(images, bound // bytes_an_image))
     size = max(size for size in range(1, most + 1) if images % size == 0)
     if size == images:
         return function(*arrays)
-    # The axis of one image is there in the loop only: XLA's CPU backend copies what has it outside.
+    # One image gets its axis inside the loop: XLA's CPU backend copies arrays that have it outside.
     axes = () if size == 1 else (size,)
 
     def portion(*arrays: Any) -> tuple[_Each, _Sum]:
@@ -48,5 +48,5 @@ def in_portions(
 
 
 def _leading(arrays: _Tree, before: int, *axes: int) -> _Tree:
-    """Arrays with these in place of so many leading axes."""
+    """Reshapes arrays: these axes take the place of the first ``before`` ones."""
     return jax.tree.map(lambda array: array.reshape(*axes, *array.shape[before:]), arrays)

@@ -1,9 +1,10 @@
 """3x3 convolution in fewer products (Lavin and Gray 2016, arXiv:1509.09308, section 4.1).
 
-Outputs are made in tiles of 3x3 or 4x4, from tiles of two pixels more on a side: transformed, times
-the kernel, transformed, place by place, and transformed back. At 4x4 these are 36 products instead
-of 144. All tiles' at one place are a product of matrices, and so are the transforms. Gradients are
-made alike.
+Outputs are computed in tiles of 3x3 or 4x4, from tiles of pixels that are two larger on a side. A
+tile of pixels and the kernel are transformed and multiplied place by place, and the products are
+transformed to a tile of outputs: 36 products instead of 144 for 4x4. The products of all tiles at
+one place are a product of matrices, and the transforms are products of matrices too. The gradients
+have the same form.
 """
 
 import functools
@@ -18,33 +19,54 @@ from jax.typing import DTypeLike
 
 from nfnets_jax.kernels.cpu.portions import in_portions
 
-# By the side of a tile, where its polynomials are evaluated, besides infinity: of some tried, the
-# points with the smallest errors of rounding. Those of 4 were 8e-7 of the outputs' deviation; of
-# the usual 0, 1, -1, 2 and -2 17e-7, of plain sums 4e-7.
+# Points where a tile's polynomials are evaluated, besides infinity, by the side of the tile: those
+# of the smallest rounding error among some tried. The error for 4 was 8e-7 of the outputs' standard
+# deviation; it was 17e-7 for the usual 0, 1, -1, 2, -2 and 4e-7 for plain sums.
 _POINTS = {3: (-1.25, -0.375, 0.375, 1.25), 4: (-1.5, -0.625, 0.0, 0.625, 1.5)}
-# A group, though all are transformed together: their factors are read anew for each few images.
-# NFNet-F0's step, pairs in one process: with 8 MiB for all groups 1.06 times as fast as with 4,
-# with 16 1.08.
+# Size of what is transformed at a time, a group, though all groups are transformed together: the
+# kernel's factors are read once for each portion. NFNet-F0's step, pairs in one process: 1.06 times
+# as fast with 8 MiB for all groups as with 4, 1.08 times with 16.
 _CACHED_BYTES = 4 * 2**20
+# Smaller products gain nothing. NFNet-F0's step, 8 images of 192 pixels on one CPU thread, pairs in
+# one process: 1024 is 1.02 times as fast as 4096, and 256 1.01 times as fast as 1024.
+_MIN_PIXELS = 1024
+_MIN_CHANNELS = 32
 
 
 class _Transforms(NamedTuple):
-    """Lavin and Gray's, of both axes at once: they multiply an array's first axis.
+    """Lavin and Gray's transforms of both image axes at once, which multiply an array's first axis.
 
     Attributes:
       size: side of a tile of outputs.
-      pixels: ``[places, places]``, of a tile of pixels.
-      kernel: ``[places, 9]``.
-      outputs: ``[size * size, places]``, of products.
-      gradients: ``[places, places]``, the transpose of ``outputs`` for a tile of the outputs'
-        gradients that is as large as one of pixels; those around the middle do not count.
+      pixels: ``[places, places]``, from a tile of pixels.
+      kernel: ``[places, 9]``, from a kernel.
+      outputs: ``[size * size, places]``, from products to a tile of outputs.
+      cotangents: ``[places, places]``, the transpose of ``outputs`` for a tile of the outputs'
+        cotangents as large as one of pixels; those around the middle count nothing.
     """
 
     size: int
     pixels: np.ndarray
     kernel: np.ndarray
     outputs: np.ndarray
-    gradients: np.ndarray
+    cotangents: np.ndarray
+
+
+def is_faster(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Returns whether this form takes the convolution, and is faster than a dense one a group."""
+    outputs_a_group = kernel.shape[3] * kernel.shape[2] // x.shape[-1]
+    return (
+        stride == 1
+        and kernel.shape[:2] == (3, 3)
+        and isinstance(x.shape[0], int)  # An exported program takes any number of images.
+        and math.prod(x.shape[:3]) >= _MIN_PIXELS
+        and max(kernel.shape[2], outputs_a_group) >= _MIN_CHANNELS
+    )
+
+
+def rounded(array: jax.Array, rounding: DTypeLike | None) -> jax.Array:
+    """Casts an array that is only multiplied to what it is multiplied as, which saves memory."""
+    return array.astype(rounding or array.dtype)
 
 
 def convolve(
@@ -53,15 +75,19 @@ def convolve(
     rounding: DTypeLike | None = None,
     then: Callable[[jax.Array], Any] = lambda outputs: outputs,
 ) -> Any:
-    """``[N, H, W, O]`` of ``[N, H, W, C]`` by a kernel ``[3, 3, C / groups, O]``, ``SAME`` padding.
+    """Convolves ``x`` ``[N, H, W, C]`` with ``[3, 3, C / groups, O]``, ``SAME`` padding.
 
-    Computed in float32 at least, returned in the dtype of ``kernel``. With ``rounding``, what is
-    multiplied is rounded to that dtype first, as ``x`` may be already, and products are summed as
-    before. ``then`` takes the outputs of a few images while they are in the cache; what it makes of
-    them is returned.
+    Args:
+      x: images; they may be rounded already.
+      kernel: its dtype is that of the outputs; products are summed in float32 or wider.
+      rounding: dtype to which factors are rounded; None does not round.
+      then: applied to the outputs of a few images at a time, while they are in the cache.
+
+    Returns:
+      What ``then`` returns, joined over the images: without it ``[N, H, W, O]``.
     """
     dtype = jnp.promote_types(kernel.dtype, jnp.float32)
-    transforms = _transforms(_size(x))
+    transforms = _transforms(_tile_size(x))
     groups = x.shape[-1] // kernel.shape[2]
     factors = _transform(transforms.kernel, _by_group(kernel.astype(dtype), groups))
 
@@ -77,55 +103,62 @@ def convolve(
 def gradients(
     x: jax.Array,
     kernel: jax.Array,
-    gradient: Any,
+    cotangent: Any,
     rounding: DTypeLike | None = None,
-    first: Callable[[Any], jax.Array] = lambda gradient: gradient,
+    first: Callable[[Any], jax.Array] = lambda cotangent: cotangent,
 ) -> tuple[jax.Array, jax.Array]:
-    """Those of ``convolve``, for ``x`` and ``kernel``, by that of its result.
+    """Returns the gradients of ``convolve`` with respect to ``x`` and ``kernel``.
 
-    ``first`` makes a few images' outputs' gradients of arrays ``[N, ...]``. ``rounding`` holds for
-    all but the products that become the kernel's gradient: in XLA's CPU backend (jax 0.10.2) these
-    gain nothing, as both their factors would have to be transposed or one be copied.
+    Args:
+      x, kernel: as ``convolve`` was called with them.
+      cotangent: of its result, a tree of arrays ``[N, ...]``.
+      rounding: dtype to which factors are rounded, but not those of the kernel's gradient: in XLA's
+        CPU backend (jax 0.10.2) these gain nothing, as a factor would have to be copied.
+      first: maps the cotangent of a few images' results to that of their outputs
+        ``[n, H, W, O]``.
     """
     dtype = jnp.promote_types(kernel.dtype, jnp.float32)
-    transforms = _transforms(_size(x))
+    transforms = _transforms(_tile_size(x))
     groups = x.shape[-1] // kernel.shape[2]
     mirrored = jnp.flip(_by_group(kernel.astype(dtype), groups), 0).swapaxes(2, 3)
     factors = _transform(transforms.kernel, mirrored)
 
-    def portion(x: jax.Array, gradient: Any) -> tuple[jax.Array, jax.Array]:
-        tiles = _tiles(first(gradient).astype(rounding or dtype), transforms.size, groups)
+    def portion(x: jax.Array, cotangent: Any) -> tuple[jax.Array, jax.Array]:
+        tiles = _tiles(first(cotangent).astype(rounding or dtype), transforms.size, groups)
         seen = _tiles(x.astype(rounding or dtype), transforms.size, groups)
         pixels = _transform(transforms.pixels, seen)
-        products = _transform(transforms.gradients, tiles)
+        products = _transform(transforms.cotangents, tiles)
         of_factors = jnp.einsum("pgti,pgto->pgio", pixels, products)
         of_x = _outputs(transforms, tiles, factors, x, rounding)
         return of_x.astype(kernel.dtype), of_factors
 
     of_x, of_factors = in_portions(
-        portion, _CACHED_BYTES, _transformed_bytes(x, kernel), x, gradient
+        portion, _CACHED_BYTES, _transformed_bytes(x, kernel), x, cotangent
     )
     of_kernel = _transform(transforms.kernel.T, of_factors).swapaxes(1, 2)
     return of_x, of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _size(x: jax.Array) -> int:
-    """Of the tiles that take the fewest products."""
+def _tile_size(x: jax.Array) -> int:
+    """Returns the side of the tiles that take the fewest products."""
     return min(_POINTS, key=lambda size: _products(x, size))
 
 
 @functools.cache
 def _transforms(size: int) -> _Transforms:
-    """By the algorithm of Cook and Toom: polynomials multiplied by their values at points."""
+    """Returns the transforms of Cook and Toom's algorithm.
+
+    It multiplies polynomials by their values at points.
+    """
     points = np.array(_POINTS[size])
     others = [np.delete(points, place) for place in range(len(points))]
     scales = [[np.prod(point - rest)] for point, rest in zip(points, others, strict=True)]
-    # Last comes infinity, where a polynomial's value is its highest coefficient.
+    # The last point is infinity, where a polynomial's value is its highest coefficient.
     pixels = np.vstack([[*np.poly(rest)[::-1], 0] for rest in others] + [np.poly(points)[::-1]])
     kernel = np.vstack([np.vander(points, 3, increasing=True) / scales, np.eye(3)[-1]])
     products = np.vstack([np.vander(points, size, increasing=True), np.eye(size)[-1]])
-    gradients = np.pad(products, ((0, 0), (1, 1)))
-    both = (np.kron(one, one) for one in (pixels, kernel, products.T, gradients))
+    cotangents = np.pad(products, ((0, 0), (1, 1)))
+    both = (np.kron(one, one) for one in (pixels, kernel, products.T, cotangents))
     return _Transforms(size, *both)
 
 
@@ -135,23 +168,24 @@ def _transform(matrix: np.ndarray, array: jax.Array) -> jax.Array:
 
 
 def _by_group(kernel: jax.Array, groups: int) -> jax.Array:
-    """``[9, groups, C / groups, O / groups]``."""
+    """Reshapes a kernel to ``[9, groups, C / groups, O / groups]``."""
     return kernel.reshape(9, kernel.shape[2], groups, -1).swapaxes(1, 2)
 
 
 def _tiles(x: jax.Array, size: int, groups: int) -> jax.Array:
-    """``[places, groups, tiles, C / groups]``: pixels of ``[n, H, W, C]`` as tiles see them.
+    """Cuts images ``[n, H, W, C]``, zeros around them, into overlapping tiles.
 
-    Around the images are zeros.
+    Returns:
+      ``[places, groups, tiles, C / groups]``.
     """
     examples, height, width, _ = x.shape
     rows, columns = _tile_counts(x, size)
-    # One tile more on each side, for the two pixels that a tile shares with the next.
+    # One tile more at the end of each axis, for the two pixels that a tile shares with the next.
     below, right = size * (rows + 1) - height - 1, size * (columns + 1) - width - 1
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
     phases = padded.reshape(examples, rows + 1, size, columns + 1, size, groups, -1)
     phases = phases.transpose(2, 4, 5, 0, 1, 3, 6)
-    # Columns before rows: the other order compiles two to three times as long in NFNets' stems.
+    # Columns before rows: NFNets' stems take two to three times as long to compile the other way.
     wide = jnp.concatenate([phases[..., :-1, :], phases[:, :2, ..., 1:, :]], axis=1)
     tiles = jnp.concatenate([wide[..., :-1, :, :], wide[:2, ..., 1:, :, :]])
     return tiles.reshape((size + 2) ** 2, groups, examples * rows * columns, -1)
@@ -164,7 +198,7 @@ def _outputs(
     x: jax.Array,
     rounding: DTypeLike | None,
 ) -> jax.Array:
-    """``[n, H, W, O]`` of the size of ``x``, from tiles and a kernel's factors."""
+    """Returns outputs ``[n, H, W, O]`` for images of the size of ``x``, from tiles and factors."""
     pixels, dtype = _transform(transforms.pixels, tiles), factors.dtype
     if rounding:
         pixels, factors = pixels.astype(rounding), factors.astype(rounding)
@@ -183,11 +217,11 @@ def _tile_counts(x: jax.Array, size: int) -> tuple[int, int]:
 
 
 def _products(x: jax.Array, size: int) -> int:
-    """Of an image, a pair of channels."""
+    """Returns the number of products for an image and a pair of channels."""
     return (size + 2) ** 2 * math.prod(_tile_counts(x, size))
 
 
 def _transformed_bytes(x: jax.Array, kernel: jax.Array) -> int:
-    """Of an image's tiles, or of their products, whichever are wider, a group."""
+    """Returns the size of an image's tiles or of their products, the wider of the two, a group."""
     groups = x.shape[-1] // kernel.shape[2]
-    return _products(x, _size(x)) * max(kernel.shape[2], kernel.shape[3] // groups) * 4
+    return _products(x, _tile_size(x)) * max(kernel.shape[2], kernel.shape[3] // groups) * 4

@@ -1,0 +1,16 @@
+"""Convolution as XLA's one operation for it."""
+
+import jax
+from jax import lax
+
+
+def native_conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
+    """Convolves ``x`` ``[N, H, W, C]`` with ``[h, w, C / groups, O]``, ``SAME`` padding."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
