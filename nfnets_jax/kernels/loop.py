@@ -32,8 +32,19 @@ def loop(block: Block, weights: Any, x: jax.Array, inputs: Any) -> jax.Array:
     Returns:
       The last block's output.
     """
+    like = jax.eval_shape(functools.partial(jax.tree.map, lambda array: array[0]), weights)
+
+    def reshaped(weights: Any, x: jax.Array, *inputs: Any) -> jax.Array:
+        whole = jax.tree.map(lambda array, whole: array.reshape(whole.shape), weights, like)
+        return block(whole, x, *inputs)
+
     run = _loop if residuals_are_replaceable() else _scan
-    return run(block, weights, x, inputs)
+    return run(reshaped, jax.tree.map(_without_unit_axes, weights), x, inputs)
+
+
+def _without_unit_axes(array: jax.Array) -> jax.Array:
+    # Slices of 1x1 kernels and of matrices are then the same kernels of the program.
+    return array.reshape(len(array), *(length for length in array.shape[1:] if length != 1))
 
 
 def _scan(block: Block, weights: Any, x: jax.Array, inputs: Any) -> jax.Array:

@@ -76,7 +76,8 @@ def scaled_activation(name: str) -> Activation:
       ValueError: no such activation.
     """
     function, gain = unscaled_activation(name), ACTIVATION_GAINS[name]
-    return lambda x: function(x) * jnp.asarray(gain, x.dtype)
+    # Only the input is a residual: to keep more arrays takes longer than to recompute them.
+    return jax.checkpoint(lambda x: function(x) * jnp.asarray(gain, x.dtype))
 
 
 def unscaled_activation(name: str) -> Activation:

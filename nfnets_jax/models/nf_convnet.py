@@ -139,7 +139,7 @@ def _centered_activation(name: str) -> layers.Activation:
     places, weights = np.polynomial.hermite_e.hermegauss(64)
     with jax.ensure_compile_time_eval():
         mean = float(weights @ np.asarray(activation(jnp.asarray(places))) / weights.sum())
-    return jax.checkpoint(lambda x: activation(x) - jnp.asarray(mean, x.dtype))
+    return lambda x: activation(x) - jnp.asarray(mean, x.dtype)
 
 
 # Of what is known of a convolution's inputs, after another batch; of the first batches less. With

@@ -421,7 +421,7 @@ class NFNet(hk.Module):
         with jax.named_scope("head"):
             if self._final_conv is not None:
                 x = self._final_conv(x)
-            pool = jnp.mean(jax.checkpoint(self._scaled)(x), axis=(1, 2), dtype=jnp.float32)
+            pool = jnp.mean(self._scaled(x), axis=(1, 2), dtype=jnp.float32)
             logits = self._linear(layers.dropout(keys, pool, config.dropout_rate))
         return {**outputs, "pool": pool, "logits": logits}
 
