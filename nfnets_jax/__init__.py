@@ -1,8 +1,8 @@
 """Normalizer-free networks in JAX.
 
-The front door: ``create_model``, ``list_models``, ``load_pretrained`` and ``save_pretrained``.
-Adaptive Gradient Clipping is ``nfnets_jax.optax_agc``. Importing the package imports nothing else
-until a name is used.
+The front door: ``create_model``, ``list_models``, ``register_model``, ``load_pretrained`` and
+``save_pretrained``. Adaptive Gradient Clipping is ``nfnets_jax.optax_agc``. Importing the package
+imports nothing else until a name is used.
 """
 
 import importlib
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nfnets_jax.models.registry import Model as Model
     from nfnets_jax.models.registry import create_model as create_model
     from nfnets_jax.models.registry import list_models as list_models
+    from nfnets_jax.models.registry import register_model as register_model
     from nfnets_jax.weights.pretrained import load_pretrained as load_pretrained
     from nfnets_jax.weights.pretrained import save_pretrained as save_pretrained
 
@@ -21,6 +22,7 @@ _HOMES = {
     "Model": "nfnets_jax.models.registry",
     "create_model": "nfnets_jax.models.registry",
     "list_models": "nfnets_jax.models.registry",
+    "register_model": "nfnets_jax.models.registry",
     "load_pretrained": "nfnets_jax.weights.pretrained",
     "save_pretrained": "nfnets_jax.weights.pretrained",
 }

@@ -123,6 +123,7 @@ class NFBlock(hk.Module):
         if config.group_size is not None:
             groups = max(1, width // config.group_size)
             width = groups * config.group_size
+        self._width, self._groups = width, groups
         self._conv0 = conv(width, 1, name="conv0")
         self._spatial = [
             conv(width, 3, stride if index == 0 else 1, groups, name=name)
@@ -154,19 +155,14 @@ class NFBlock(hk.Module):
         Returns:
           ``[N, ceil(H / stride), ceil(W / stride), out_channels]``.
         """
-        config, activation = self._config, self._activation
-        out = activation(x) if beta is None else activation(x) * beta
+        config = self._config
+        out = self._activation(x) if beta is None else self._activation(x) * beta
 
         shortcut = x
         if self._conv_shortcut is not None:
             shortcut = self._conv_shortcut(layers.average_pool(out) if self._pools else out)
 
-        out = self._conv0(out)
-        for conv in self._spatial:
-            out = conv(activation(out))
-        if self._squeeze_excite is not None and config.excites_bottleneck:
-            out = out * 2 * self._squeeze_excite(out)
-        out = self._conv2(activation(out))
+        out = self.branch(out)
 
         # All factors of the branch are multiplied first, so that the branch is read once.
         skip_gain = hk.get_parameter("skip_gain", (), init=jnp.zeros)
@@ -177,6 +173,15 @@ class NFBlock(hk.Module):
         if keep is not None:
             scale = jnp.where(keep[:, None, None, None], scale, 0)
         return shortcut + scale * out
+
+    def branch(self, x: jax.Array) -> jax.Array:
+        """Applies the bottleneck to the activated and scaled input: 1x1, 3x3, 3x3, 1x1."""
+        x = self._conv0(x)
+        for conv in self._spatial:
+            x = conv(self._activation(x))
+        if self._squeeze_excite is not None and self._config.excites_bottleneck:
+            x = x * 2 * self._squeeze_excite(x)
+        return self._conv2(self._activation(x))
 
 
 @dataclasses.dataclass(frozen=True)
