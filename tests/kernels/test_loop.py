@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfnets_jax.kernels.loop import loop
+from nfnets_jax.kernels import loop as loop_module
+from nfnets_jax.kernels.loop import loop, residuals_are_replaceable
 
 BLOCKS, EXAMPLES, WIDTH = 3, 4, 5
 
@@ -49,6 +50,24 @@ def test_value_and_gradient_are_those_of_the_blocks(kept: list[list[bool]] | Non
     chex.assert_trees_all_close(loss(looped), loss(one_by_one), rtol=1e-5, atol=1e-6)
     expected = one_by_one(weights, x, others)
     chex.assert_trees_all_close(looped(weights, x, others), expected, rtol=1e-5)
+
+
+def test_this_jax_lists_arguments_among_the_residuals() -> None:
+    """If it fails, a new JAX has changed ``args_res``: ``loop`` compiles slowly, as a scan."""
+    assert residuals_are_replaceable()
+
+
+def test_without_them_the_loop_is_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"w": jnp.ones((BLOCKS, WIDTH, WIDTH)) / 9, "unit": (jnp.ones((BLOCKS, WIDTH)),)}
+    x, others = jnp.ones((EXAMPLES, WIDTH)), (jnp.array([1.0, 0.5, 2.0]), None)
+
+    def loss(weights: Any) -> jax.Array:
+        return jnp.sum(loop(block, weights, x, others) ** 2)
+
+    expected = jax.grad(loss)(weights)
+    monkeypatch.setattr(loop_module, "residuals_are_replaceable", lambda: False)
+    assert "while" not in str(jax.make_jaxpr(jax.grad(loss))(weights))
+    chex.assert_trees_all_close(jax.grad(loss)(weights), expected, rtol=1e-5)
 
 
 def test_no_turn_of_the_gradients_loop_copies_the_weights_of_all() -> None:

@@ -36,7 +36,7 @@ def gradient(model: Model, params: Any, images: jax.Array) -> Any:
 
 def test_the_changed_block_runs_in_loops_and_rematerialized(model: Model) -> None:
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    small = {"width": (32,), "depth": (3,), "strides": (1,), "group_size": 16}
+    small: dict[str, Any] = {"width": (32,), "depth": (3,), "strides": (1,), "group_size": 16}
     results = []
     for looped_blocks, remat in ((100, "none"), (2, "block")):
         network = nfnets_jax.create_model(

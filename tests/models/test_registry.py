@@ -1,6 +1,9 @@
+import dataclasses
 import subprocess
 import sys
+from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +44,70 @@ def test_new_parameters_have_the_declared_scale_and_depend_on_the_key() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, same)
     other, _ = model.init(jax.random.key(1), images)
     assert np.abs(other["NFNet/~/linear"]["w"] - params["NFNet/~/linear"]["w"]).max() > 0.01
+
+
+class Perceptron(hk.Module):
+    """A user's own network, with Haiku's layers and initializers."""
+
+    def __init__(self, num_classes: int):
+        super().__init__("perceptron")
+        self.num_classes = num_classes
+
+    def __call__(
+        self, images: jax.Array, keys: jax.Array | None, is_training: bool, features: bool
+    ) -> dict[str, jax.Array]:
+        pool = jax.nn.relu(hk.Linear(8, name="hidden")(images.reshape(len(images), -1)))
+        return {"pool": pool, "logits": hk.Linear(self.num_classes, name="linear")(pool)}
+
+
+def test_a_registered_module_is_a_model() -> None:
+    nfnets_jax.register_model("perceptron", Perceptron)
+    model = nfnets_jax.create_model("perceptron", 3)
+    images = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
+    params, state = model.init(jax.random.key(0), images)
+    expected = hk.transform(lambda x: Perceptron(3)(x, None, False, False)["logits"])
+    outputs, _ = model.apply(params, state, None, images, False)
+    np.testing.assert_allclose(outputs["logits"], expected.apply(params, None, images), rtol=1e-6)
+    # Haiku's default: a truncated normal over the square root of the inputs.
+    assert 0.1 < np.std(params["perceptron/hidden"]["w"]) < 0.4
+    assert "perceptron" in nfnets_jax.list_models()
+
+
+def test_a_registered_config_is_a_model() -> None:
+    config = nfnets_jax.create_model("nfnet_micro").config
+    nfnets_jax.register_model("nfnet_slim", dataclasses.replace(config, width=(16, 16, 32)))
+    assert nfnets_jax.create_model("nfnet_slim", group_size=8).config.width == (16, 16, 32)
+
+
+def test_only_configs_and_modules_can_be_registered() -> None:
+    with pytest.raises(InputError, match="'mine' takes a config .* or a function .*, not dict"):
+        nfnets_jax.register_model("mine", {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["nfnet_micro", "nf_resnet50", "nf_regnet_b0", "resnet50"])
+def test_the_classifier_and_the_images_of_a_model_are_known(name: str) -> None:
+    model = nfnets_jax.create_model(name, 7)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert params[model.classifier]["w"].shape[-1] == 7
+    assert model.data_config.test_size == model.config.test_size
+    assert len(model.data_config.mean) == len(model.data_config.std) == 3
+
+
+def test_a_frozen_backbone_has_no_gradient() -> None:
+    model = nfnets_jax.create_model("nfnet_micro", 3, looped_blocks=1, depth=(2, 1, 1))
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    params, state = model.init(jax.random.key(0), images)
+    frozen = model.with_frozen_backbone()
+
+    @jax.grad
+    def gradient(params: Any) -> jax.Array:
+        return jnp.sum(frozen.apply(params, state, None, images, False)[0]["logits"] ** 2)
+
+    moved = {
+        module for module, leaves in gradient(params).items() if any(map(np.any, leaves.values()))
+    }
+    assert moved == {model.classifier}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from nfnets_jax.models.registry import Model
 from nfnets_jax.serving import export as inference
 from nfnets_jax.weights.published import Tree
 from tests import golden
-from tests.models.test_nf_network import SMALL
+from tests.models.test_nfnet import SMALL
 
 FAMILIES = {
     **SMALL,
