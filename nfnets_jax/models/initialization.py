@@ -32,17 +32,6 @@ class Normal:
         return self.std * numbers
 
 
-class Identities(Normal):
-    """``Normal`` for a kernel ``[h, w, I, O]``, but the first outputs start as one input each."""
-
-    def scale(self, numbers: jax.Array) -> jax.Array:
-        """Makes the parameter of Gaussian numbers of variance 1, in its shape."""
-        height, width, inputs, outputs = numbers.shape
-        own = jnp.arange(min(inputs, outputs))
-        kernel = super().scale(numbers).at[..., own].set(0)
-        return kernel.at[height // 2, width // 2, own, own].set(1)
-
-
 def initialize(
     network: Callable[..., Any], rng: jax.Array, *args: Any
 ) -> tuple[hk.MutableParams, hk.MutableState]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import haiku as hk
@@ -11,23 +11,12 @@ import jax.numpy as jnp
 
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.kernels.convolution import Policy
-from nfnets_jax.models import efficientnet, nf_convnet, nf_regnet, nf_resnet, nfnet, resnet
+from nfnets_jax.models import efficientnet, nf_regnet, nf_resnet, nfnet, resnet
 from nfnets_jax.models.initialization import initialize
 from nfnets_jax.models.prepare import LayerStack, prepare, stacked, unstacked
 
-
-class Precision(NamedTuple):
-    """The dtype of the computation, and the dtype that factors of products may be rounded to."""
-
-    dtype: Any
-    rounding: Any = None
-
-
-PRECISIONS = {
-    "float32": Precision(jnp.float32),
-    "bfloat16": Precision(jnp.bfloat16),
-    "bfloat16_products": Precision(jnp.float32, jnp.bfloat16),
-}
+# The dtype that a network computes in.
+PRECISIONS: Mapping[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Network(Protocol):
@@ -103,7 +92,6 @@ _REGISTRY: dict[str, NetworkConfig] = {
     **nf_regnet.VARIANTS,
     **resnet.VARIANTS,
     **efficientnet.VARIANTS,
-    **nf_convnet.VARIANTS,
 }
 
 
@@ -260,7 +248,7 @@ class Model:
     @property
     def dtype(self) -> Any:
         """The dtype that the network computes in."""
-        return PRECISIONS[self.precision].dtype
+        return PRECISIONS[self.precision]
 
     def _network(self, prepared: bool) -> Callable[..., dict[str, jax.Array]]:
         def network(images: jax.Array, keys: jax.Array | None, is_training: bool) -> Any:
@@ -285,9 +273,7 @@ def create_model(
       num_classes: length of the logits.
       features: whether the outputs also hold those of the stages, ``"stage_1"`` ...
       precision: ``"float32"`` or ``"bfloat16"``, the dtype of the computation. Parameters, weight
-        standardization, pooling and logits are float32 in either. ``"bfloat16_products"`` is
-        float32 with the factors of 3x3 convolutions rounded to bfloat16, on CPUs that multiply
-        these faster.
+        standardization, pooling and logits are float32 in either.
       **overrides: fields of the variant's options to replace, such as ``dropout_rate=0.0``.
 
     Raises:
@@ -312,8 +298,7 @@ def create_model(
         if override not in fields:
             raise InputError(f"{name} has no setting {override!r}; {nearest(override, fields)}")
     config = dataclasses.replace(config, **overrides)
-    policy = Policy(rounding=PRECISIONS[precision].rounding)
-    return Model(name, num_classes, config, precision, features, policy)
+    return Model(name, num_classes, config, precision, features)
 
 
 def register_model(name: str, config_or_module: NetworkConfig | Callable[[int], Any]) -> None:

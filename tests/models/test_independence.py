@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiments.cifar10  # noqa: F401, it registers nf_convnet
 import nfnets_jax
 from nfnets_jax.models.efficientnet import Stage
 
@@ -67,6 +68,13 @@ def test_normalizer_free_networks_treat_images_by_themselves(name: str) -> None:
     logits, gradient = differences(name, FREE[name])
     assert logits < 1e-5
     assert gradient < 1e-4
+
+
+def test_running_statistics_tie_the_gradients_of_a_batch_alone() -> None:
+    """The CIFAR-10 record's network is not normalizer-free."""
+    logits, gradient = differences("nf_convnet", {"width": (16, 16)})
+    assert logits < 1e-5
+    assert gradient > 0.02
 
 
 @pytest.mark.parametrize("name", TIED)

@@ -10,9 +10,9 @@ from jax import lax
 from numpy.lib.stride_tricks import sliding_window_view
 
 import nfnets_jax
+from experiments.cifar10 import model as nf_convnet
 from nfnets_jax.data.sources import ArraySource, open_dataset
 from nfnets_jax.errors import InputError
-from nfnets_jax.models import nf_convnet
 from nfnets_jax.training import objective
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies import cifar10
+from experiments.cifar10 import study as cifar10
 from nfnets_jax.errors import InputError
 
 

@@ -1,19 +1,25 @@
-"""A plain network without normalization, for images of 32 pixels.
+"""A plain network for images of 32 pixels, normalized by running statistics.
 
-Its shape is that of Jordan 2024, arXiv:2404.00498, section 3: fixed filters that whiten patches,
-then groups of two 3x3 convolutions, the first with a maximum over 2x2 pixels. In place of batch
-normalization there are scaled activations and standardized weights, as in NF-ResNets (Brock et al.
-2021a, arXiv:2101.08692, section 4), but standardized for inputs that have something in common, and
-the gradients of batch normalization. What an image gives does not depend on the others, in training
-neither. Standardized as in NF-ResNets, for inputs that have nothing in common, the network was one
-or two points less accurate after two epochs of CIFAR-10 than not standardized at all, and as it is
-two points more.
+Its shape is that of Jordan 2024, arXiv:2404.00498, section 3: fixed filters whiten patches, then
+come groups of two 3x3 convolutions, the first with a maximum over 2x2 pixels. It has no batch
+normalization, and yet it is not a normalizer-free network. In kind it is online normalization
+(Chiley et al. 2019, arXiv:1905.05894):
+
+- each convolution centres its inputs by their running mean;
+- each kernel is scaled by the running covariance of its inputs;
+- each convolution's gradient is cleared of its mean and of its correlation with the output, both
+  taken over the batch, as batch normalization's is.
+
+In the forward pass an image does not depend on its batch-mates. Its gradient does, less than with
+batch normalization, where a normalizer-free network's does not (tests/models/test_independence.py).
+Standardized as in NF-ResNets, for inputs that have nothing in common, the network was one or two
+points less accurate after two epochs of CIFAR-10 than not standardized at all, and in this form it
+was two points more accurate.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import haiku as hk
@@ -23,16 +29,17 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from experiments.cifar10.pooling import conv2d_max_pool
 from nfnets_jax.errors import InputError
-from nfnets_jax.kernels.convolution import Policy, conv2d, conv2d_max_pool
+from nfnets_jax.kernels.convolution import Policy, conv2d
 from nfnets_jax.models import layers
-from nfnets_jax.models.initialization import Identities
+from nfnets_jax.models.initialization import Normal
 from nfnets_jax.models.prepare import LayerStack
 
 
 @dataclasses.dataclass(frozen=True)
 class NFConvNetConfig:
-    """One variant.
+    """The options of the network.
 
     Attributes:
       width: channels of each group of two convolutions; each group halves the resolution.
@@ -40,10 +47,11 @@ class NFConvNetConfig:
       activation: a key of ``layers.ACTIVATION_GAINS``.
       dropout_rate: of the pooled features.
       logit_scale: factor of the logits.
-      mirror: when not training, see each image and its mirror image, and take the mean; for data
-        where both are of one class.
-      shift: when not training, see images too that are moved by a pixel to the lower right and to
-        the upper left, mirrored at the edges, at half the weight (Jordan 2024, section 3.5).
+      mirror: whether evaluation averages the outputs for an image and its mirror image.
+      shift: whether evaluation also averages, at half the weight, the outputs for images moved by a
+        pixel to the lower right and to the upper left (Jordan 2024, section 3.5).
+      round_products: whether the factors of 3x3 convolutions are rounded to bfloat16, on CPUs that
+        multiply it faster. Sums and all else stay in the dtype of the images.
     """
 
     width: tuple[int, ...] = (64, 256, 256)
@@ -54,20 +62,20 @@ class NFConvNetConfig:
     logit_scale: float = 0.125
     mirror: bool = False
     shift: bool = False
+    round_products: bool = False
     classifier: str = "NFConvNet/linear"
     layer_stacks: tuple[LayerStack, ...] = ()
 
     def network(self, num_classes: int, policy: Policy, prepared: bool) -> "NFConvNet":
         """Makes the module, inside a ``hk.transform``; prepared parameters are the same."""
         del prepared
+        if self.round_products:
+            policy = dataclasses.replace(policy, rounding=jnp.bfloat16)
         return NFConvNet(self, num_classes, policy)
 
 
-VARIANTS: Mapping[str, NFConvNetConfig] = MappingProxyType({"nf_convnet": NFConvNetConfig()})
-
-
 class NFConvNet(hk.Module):
-    """The network; its parameters are Haiku's."""
+    """The network; ``config`` and ``policy`` are the options, and how convolutions are computed."""
 
     def __init__(self, config: NFConvNetConfig, num_classes: int, policy: Policy | None = None):
         super().__init__("NFConvNet")
@@ -78,17 +86,18 @@ class NFConvNet(hk.Module):
     def __call__(
         self,
         images: jax.Array,
-        keys: jax.Array | None,
-        is_training: bool,
+        keys: jax.Array | None = None,
+        is_training: bool = False,
         features: bool = False,
     ) -> dict[str, jax.Array]:
         """Classifies images.
 
         Args:
           images: ``[N, H, W, 3]`` floats, red, green and blue, each of mean 0 and variance 1 over
-            the images learned from, in the dtype to compute in.
+            the training images, in the dtype to compute in.
           keys: ``[N]`` random keys, one an example, for dropout; None turns it off.
-          is_training: whether the images are seen as they are only, not mirrored or moved.
+          is_training: whether the running statistics are updated, and the images neither mirrored
+            nor moved.
           features: also return the output of each group.
 
         Returns:
@@ -123,7 +132,7 @@ class NFConvNet(hk.Module):
 
 
 def _views(images: jax.Array, shift: bool, mirror: bool) -> tuple[list[jax.Array], np.ndarray]:
-    """What is seen of images, as ``NFConvNetConfig`` has it, and the weight of each."""
+    """Returns the views of the images that evaluation averages, and their weights."""
     views, weights = [images], np.array([1])
     if shift:
         padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
@@ -134,7 +143,7 @@ def _views(images: jax.Array, shift: bool, mirror: bool) -> tuple[list[jax.Array
 
 
 def _centered_activation(name: str) -> layers.Activation:
-    """A scaled activation less its mean, for Gaussian inputs of mean 0 and variance 1."""
+    """Returns a scaled activation less its mean for Gaussian inputs of mean 0 and variance 1."""
     activation = layers.scaled_activation(name)
     places, weights = np.polynomial.hermite_e.hermegauss(64)
     with jax.ensure_compile_time_eval():
@@ -142,23 +151,23 @@ def _centered_activation(name: str) -> layers.Activation:
     return lambda x: activation(x) - jnp.asarray(mean, x.dtype)
 
 
-# Of what is known of a convolution's inputs, after another batch; of the first batches less. With
-# 0.8, networks learned more slowly: what one convolution's kernel does changes the next one's.
-_KEPT = 0.93
-# Images of a batch that are looked at: for channels, and for pixels, whose statistic is one for all
-# channels.
-_SEEN, _SEEN_PIXELS = 32, 8
+# Decay of the running statistics, a batch; the first batches decay faster. With 0.8 networks
+# learned more slowly: a change of one kernel changes the statistics of the next one's inputs.
+_DECAY = 0.93
+# Images of a batch that the statistics of channels are taken over, and those of pixels, which all
+# channels share.
+_CHANNEL_IMAGES, _PIXEL_IMAGES = 32, 8
 _VARIANCE_EPS = 1e-5
 
 
 class InputStatistics(NamedTuple):
-    """What is known of a 3x3 convolution's inputs, float32.
+    """Statistics of a 3x3 convolution's inputs, float32.
 
     Attributes:
       mean: ``[I]``.
-      channels: ``[I, I]``, their covariance.
-      pixels: ``[9, 9]``, how pixels under the kernel go together, zeros around the image among
-        them: sums over channels, as shares of their variances' sum.
+      channels: ``[I, I]``, the covariance of the channels.
+      pixels: ``[9, 9]``, the correlation of the pixels under the kernel, averaged over channels;
+        zeros around the image count.
     """
 
     mean: jax.Array
@@ -166,9 +175,10 @@ class InputStatistics(NamedTuple):
     pixels: jax.Array
 
     def variances(self, kernel: jax.Array) -> jax.Array:
-        """``[O]``, of what a kernel ``[3, 3, I, O]`` gives.
+        """Returns the variances ``[O]`` of the outputs of a kernel ``[3, 3, I, O]``.
 
-        The covariance of its inputs is taken to be the product of pixels' and channels'.
+        The covariance of its inputs is approximated by the product of the pixels' and the
+        channels'.
         """
         each = kernel.reshape(9, *kernel.shape[2:])
         seen = jnp.einsum("kl,lio->kio", self.pixels, each)
@@ -176,11 +186,11 @@ class InputStatistics(NamedTuple):
 
 
 def input_statistics(x: jax.Array) -> InputStatistics:
-    """Those of ``[N, H, W, I]``, by some of the images."""
-    seen = x[:_SEEN].astype(jnp.float32)
+    """Returns the statistics of ``x`` ``[N, H, W, I]``, over some of the images."""
+    seen = x[:_CHANNEL_IMAGES].astype(jnp.float32)
     mean = jnp.mean(seen, axis=(0, 1, 2))
     centered = seen - mean
-    each, some = centered.reshape(-1, x.shape[-1]), centered[:_SEEN_PIXELS]
+    each, some = centered.reshape(-1, x.shape[-1]), centered[:_PIXEL_IMAGES]
     padded = jnp.pad(some, ((0, 0), (1, 1), (1, 1), (0, 0)))
     _, height, width, _ = x.shape
     places = itertools.product(range(3), repeat=2)
@@ -191,17 +201,16 @@ def input_statistics(x: jax.Array) -> InputStatistics:
 
 
 class _Conv2D(hk.Module):
-    """A convolution whose kernel is standardized for its inputs.
+    """A convolution whose kernel is scaled by the running covariance of its inputs.
 
-    By weight standardization (Brock et al. 2021a, section 4.2) outputs have mean 0 and variance 1
-    if all inputs under a kernel have one mean and nothing in common. Pixels nearby have, and
-    channels, more so as they learn: deviations came to be from 0.03 to 5. So here a kernel is
-    scaled by what it makes of its inputs' covariance, averaged over the batches learned from
-    before. As weights are, that is a part of the network.
+    Weight standardization (Brock et al. 2021a, arXiv:2101.08692, section 4.2) gives outputs of mean
+    0 and variance 1 if the inputs under a kernel have one mean and are uncorrelated. Neighbouring
+    pixels and channels are correlated, more so as the network learns: the outputs' standard
+    deviations came to lie between 0.03 and 5. With the covariance they stay near 1.
 
-    Parameters: ``w`` ``[3, 3, I, O]``, of any scale, which starts by giving the inputs on (Jordan
-    2024, section 3.3); ``b`` ``[O]``, zero. State: the fields of ``InputStatistics``, and
-    ``batches``, their number.
+    Parameters: ``w`` ``[3, 3, I, O]``, of any scale, whose first outputs start as the inputs
+    (Jordan 2024, section 3.3); ``b`` ``[O]``, zero. State: the fields of ``InputStatistics``, and
+    ``batches``, the number of batches so far.
     """
 
     def __init__(self, width: int, name: str, policy: Policy | None, pool: bool = False):
@@ -209,9 +218,9 @@ class _Conv2D(hk.Module):
         self._width, self._pool, self._policy = width, pool, policy
 
     def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-        """``[N, H, W, I]`` to ``[N, H, W, width]``, or to half the height and width by ``pool``."""
+        """Maps ``[N, H, W, I]`` to ``[N, H, W, width]``, half as high and wide with ``pool``."""
         inputs = x.shape[-1]
-        initial = Identities((9 * inputs) ** -0.5)
+        initial = _Identities((9 * inputs) ** -0.5)
         kernel = hk.get_parameter("w", (3, 3, inputs, self._width), init=initial)
         bias = hk.get_parameter("b", (self._width,), init=jnp.zeros)
         known = self._known(x, is_training)
@@ -224,7 +233,7 @@ class _Conv2D(hk.Module):
         return free_gradient(x) + bias.astype(x.dtype)
 
     def _known(self, x: jax.Array, is_training: bool) -> InputStatistics:
-        """From before; in training, what is known from now on is in the state."""
+        """Returns the running statistics so far; training then updates them with those of ``x``."""
         inputs = x.shape[-1]
         known = InputStatistics(
             hk.get_state("mean", (inputs,), init=jnp.zeros),
@@ -233,12 +242,22 @@ class _Conv2D(hk.Module):
         )
         batches = hk.get_state("batches", (), init=jnp.zeros)
         if is_training:
-            kept = jnp.minimum(batches / (batches + 2), _KEPT)
+            kept = jnp.minimum(batches / (batches + 2), _DECAY)
             seen = input_statistics(lax.stop_gradient(x))
             for name, old, new in zip(known._fields, known, seen, strict=True):
                 hk.set_state(name, kept * old + (1 - kept) * new)
             hk.set_state("batches", batches + 1)
         return known
+
+
+class _Identities(Normal):
+    """``Normal`` for a kernel ``[h, w, I, O]``, but the first outputs start as one input each."""
+
+    def scale(self, numbers: jax.Array) -> jax.Array:
+        height, width, inputs, outputs = numbers.shape
+        own = jnp.arange(min(inputs, outputs))
+        kernel = super().scale(numbers).at[..., own].set(0)
+        return kernel.at[height // 2, width // 2, own, own].set(1)
 
 
 def _identity(shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
@@ -247,12 +266,11 @@ def _identity(shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
 
 @jax.custom_vjp
 def free_gradient(x: jax.Array) -> jax.Array:
-    """``x`` itself, ``[N, H, W, C]``; its gradient is free of what a mean and a scale would take.
+    """Returns ``x`` ``[N, H, W, C]``, with the gradient of batch normalization but for its scale.
 
-    Of each channel's gradient ``g`` over images and pixels it is ``g - mean(g) - z mean(g z)``,
-    ``z`` the channel at mean 0 and variance 1: what batch normalization gives back, but for its
-    scale (Ioffe and Szegedy 2015, arXiv:1502.03167, section 3). The images are those of a device's
-    part of the batch.
+    The gradient of a channel is ``g - mean(g) - z mean(g z)``, where ``g`` is its cotangent, ``z``
+    the channel at mean 0 and variance 1, and the means run over pixels and the images of a device's
+    part of the batch (Ioffe and Szegedy 2015, arXiv:1502.03167, section 3).
     """
     return x
 
@@ -271,22 +289,22 @@ def _free_gradient_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Arra
 free_gradient.defvjp(lambda x: (x, x), _free_gradient_backward)
 
 
-# Standard deviations of CIFAR-10's training images, normalized, along the directions of
-# ``_directions``: rows are the mean of a patch, its change to the right, downwards and both.
+# Standard deviations of CIFAR-10's normalized training images along ``_directions``. The rows are
+# the mean of a patch, its change to the right, its change downwards, and both.
 _DEVIATIONS = (
     (3.188, 0.865, 0.417),
     (0.583, 0.056, 0.036),
     (0.629, 0.067, 0.041),
     (0.226, 0.014, 0.011),
 )
-# Directions with less are noise, and are not to be blown up to the size of the others.
+# Directions with less are noise, which whitening must not amplify.
 _LEAST_DEVIATION = 0.02
 
 
 def _directions() -> np.ndarray:
-    """``[12, 2, 2, 3]`` orthonormal: Haar's functions of 2x2 pixels times opponent colours.
+    """Returns 12 orthonormal filters ``[12, 2, 2, 3]``: Haar's functions times opponent colours.
 
-    To natural images they are nearly what principal components are, and the same for all.
+    They are close to the principal components of natural images' patches.
     """
     pair = np.array([[1, 1], [1, -1]]) / np.sqrt(2)
     colours = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
@@ -294,11 +312,11 @@ def _directions() -> np.ndarray:
 
 
 def whiten(images: jax.Array, policy: Policy | None = None) -> jax.Array:
-    """``[N, H, W, 24]`` of about unit variance from ``[N, H, W, 3]`` normalized colours.
+    """Whitens patches: maps normalized colours ``[N, H, W, 3]`` to ``[N, H, W, 24]``.
 
-    Each pixel's patch of 2x2 is seen along twelve directions, and along their opposites, so that
-    an activation loses nothing. Images are mirrored at their right and lower edges: with zeros
-    beyond them, what is seen there is six times as large as elsewhere.
+    The outputs are a 2x2 patch's projections on twelve directions, and their negatives, so that an
+    activation loses nothing. Images are mirrored at their right and lower edges: with zeros beyond
+    them, outputs there are six times as large as elsewhere.
 
     Raises:
       InputError: the images have other channels than red, green and blue.
@@ -314,10 +332,10 @@ def whiten(images: jax.Array, policy: Policy | None = None) -> jax.Array:
 
 
 def _global_max_pool(x: jax.Array) -> jax.Array:
-    """``[N, C]``, the maximum over the pixels of ``[N, H, W, C]``.
+    """Returns the maximum ``[N, C]`` over the pixels of ``[N, H, W, C]``.
 
-    Its gradient goes where the maximum was. That of ``jnp.max`` compares: where XLA computes an
-    activation anew, and rounds otherwise, no pixel equals the maximum and 0 / 0 is the gradient.
+    Its gradient goes to the pixel of the maximum. The gradient of ``jnp.max`` compares values:
+    where XLA recomputes an activation with other rounding, no pixel equals it, and it is 0 / 0.
     """
     pixels = x.reshape(len(x), -1, x.shape[-1])
     chosen = jax.nn.one_hot(jnp.argmax(pixels, axis=1), pixels.shape[1], axis=1, dtype=x.dtype)
