@@ -1,0 +1,50 @@
+"""Trains the record as it was measured: one process a core, and memory in huge pages.
+
+    python -m experiments.cifar10.train --config.data.dir=TFDS_DIR --workdir=DIR
+
+All flags of ``experiments.run`` hold; ``--cpu_processes`` is the number of processes.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from experiments import process, run
+from experiments.cifar10 import memory, processes
+from nfnets_jax.errors import InputError
+
+_CPU_PROCESSES = flags.DEFINE_integer(
+    "cpu_processes", 0, "Processes on a machine without accelerators; 0 is one a core."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Starts the other processes, then trains."""
+    process.keep_freed_memory()
+    memory.ask_for_huge_pages()
+    if not processes.is_follower():
+        try:
+            membership = processes.start(_CPU_PROCESSES.value, flags.FLAGS.config.batch_size)
+        except InputError as error:
+            sys.exit(f"error: {error}")
+        for name, value in membership._asdict().items() if membership else ():
+            setattr(flags.FLAGS, name, value)
+    try:
+        run.main(argv)
+    except SystemExit as end:
+        # The first process reports what all of them meet.
+        if processes.is_follower() and isinstance(end.code, str):
+            sys.exit(1)
+        raise
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the command line as ``experiments.run`` does; the record is the default."""
+    if not any(argument.lstrip("-").split("=")[0] == "config" for argument in argv[1:]):
+        argv = [*argv[:1], "--config=nfnet_cifar10", *argv[1:]]
+    return run.parse(argv)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
