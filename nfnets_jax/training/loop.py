@@ -188,7 +188,7 @@ def _train_steps(
                 report.train(step, figures | {"unreadable": len(train_account.names)})
                 for number, look in enumerate(looks, step - len(taken) + 1):
                     if look is not None and number % config.look_every == 0:
-                        report.clipping(number, telemetry.named(plan.model.unstacked(look)))
+                        report.clipping(number, telemetry.named_figures(plan.model.unstacked(look)))
                 diverged = watch.first_divergence(step - len(taken) + 1, taken)
                 if diverged is not None:
                     index = batches.position - 1 - (step - diverged)

@@ -1,24 +1,21 @@
 """The papers' training recipe as a schedule and an optax transformation."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 
 from nfnets_jax import optax_agc
 from nfnets_jax.errors import InputError
-from nfnets_jax.training.muon import scale_by_muon
+from nfnets_jax.training.fusion import materialize
 from nfnets_jax.training.transfer import scale_by_layer
 
 # Of RMSProp, as EfficientNets were trained (Tan and Le 2021, arXiv:2104.00298, section 5.1), and
 # what its authors' code adds to the mean square.
 _RMS_DECAY, _RMS_EPS = 0.9, 1e-3
-# What Muon does not move has this share of its learning rate, by Adam with this decay of squares.
-_ADAM_SHARE, _ADAM_DECAY = 0.2, 0.99
 _SCHEDULES = ("cosine", "linear", "exponential")
 
 
@@ -53,7 +50,7 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
 def create_optimizer(
     config: ml_collections.ConfigDict, heights: Mapping[str, Any]
 ) -> optax.GradientTransformation:
-    """AGC, weight decay and SGD, RMSProp or Muon with momentum, by ``config.optimizer``.
+    """AGC, weight decay and SGD or RMSProp with momentum, by ``config.optimizer``.
 
     ``clipping`` of 0 leaves AGC out. ``heights`` are those of ``transfer.heights``, by which
     ``layer_decay`` lowers the learning rate. Parameters may be stacked as ``Model.stacked`` has it,
@@ -75,14 +72,12 @@ def create_optimizer(
 
 
 def _sgd(settings: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
-    return optax_agc.sgd_agc(
-        rate,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-        clipping=settings.clipping or None,
-        eps=settings.clipping_eps,
-        unit_axes=optax_agc.haiku,
+    """Returns ``optax_agc.sgd_agc``, with the accumulated gradient updated in place."""
+    return optax.chain(
+        _clip(settings),
+        _decay(settings),
+        _momentum(settings.momentum, settings.nesterov),
+        optax.scale_by_learning_rate(rate),
     )
 
 
@@ -91,10 +86,7 @@ def _rmsprop(
 ) -> optax.GradientTransformation:
     return optax.chain(
         _clip(settings),
-        optax.add_decayed_weights(
-            settings.weight_decay,
-            functools.partial(optax_agc.kernels, unit_axes=optax_agc.haiku),
-        ),
+        _decay(settings),
         optax.rmsprop(
             rate,
             decay=_RMS_DECAY,
@@ -104,60 +96,6 @@ def _rmsprop(
             nesterov=settings.nesterov,
         ),
     )
-
-
-def _muon(
-    settings: ml_collections.ConfigDict, rate: optax.Schedule
-) -> optax.GradientTransformation:
-    """Kernels of convolutions by Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
-
-    They keep their norms, in place of weight decay. All else is moved by Adam.
-
-    Raises:
-      InputError: there is weight decay.
-    """
-    if settings.weight_decay:
-        raise InputError(
-            f"optimizer.weight_decay is {settings.weight_decay}; muon keeps norms and takes 0"
-        )
-    muon = optax.chain(
-        scale_by_muon(settings.momentum, settings.nesterov),
-        optax.scale_by_learning_rate(rate),
-    )
-    adam = optax.adam(
-        lambda step: _ADAM_SHARE * rate(step), b2=_ADAM_DECAY, nesterov=settings.nesterov
-    )
-    return optax.chain(
-        _clip(settings),
-        optax.partition(
-            {"kernel": muon, "other": adam},
-            lambda params: jax.tree.map(
-                lambda param: "kernel" if _is_convolution(param) else "other", params
-            ),
-        ),
-        optax.stateless(_keep_norms),
-    )
-
-
-def _keep_norms(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-    """Lets kernels of convolutions move on spheres."""
-
-    def on_sphere(update: jax.Array, param: jax.Array) -> jax.Array:
-        if not _is_convolution(param):
-            return update
-        moved = param + update
-        return moved * (_kernel_norm(param) / _kernel_norm(moved)) - param
-
-    return jax.tree.map(on_sphere, updates, params)
-
-
-def _is_convolution(param: jax.Array) -> bool:
-    """Whether it is ``[h, w, I, O]``, or equal layers' ``[layers, h, w, I, O]``."""
-    return param.ndim >= 4
-
-
-def _kernel_norm(kernel: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=(-4, -3, -2, -1), keepdims=True))
 
 
 def _clip(settings: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -171,4 +109,37 @@ def _clip(settings: ml_collections.ConfigDict) -> optax.GradientTransformation:
     )
 
 
-_OPTIMIZERS = {"sgd": _sgd, "rmsprop": _rmsprop, "muon": _muon}
+def _decay(settings: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    kernels = functools.partial(optax_agc.kernels, unit_axes=optax_agc.haiku)
+    return optax.add_decayed_weights(settings.weight_decay, kernels)
+
+
+def _momentum(decay: float, nesterov: bool) -> optax.GradientTransformation:
+    """Returns ``optax.trace``, whose accumulated gradient is written to memory once."""
+    accumulate = optax.trace(decay)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        state = materialize(accumulate.update(updates, state, params)[1])
+        if not nesterov:
+            return state.trace, state
+        return jax.tree.map(lambda g, trace: g + decay * trace, updates, state.trace), state
+
+    return optax.GradientTransformation(accumulate.init, update)
+
+
+CreateOptimizer = Callable[
+    [ml_collections.ConfigDict, optax.Schedule], optax.GradientTransformation
+]
+_OPTIMIZERS: dict[str, CreateOptimizer] = {"sgd": _sgd, "rmsprop": _rmsprop}
+
+
+def register_optimizer(name: str, create: CreateOptimizer) -> None:
+    """Makes an optimizer a value of ``optimizer.name``.
+
+    Args:
+      name: replaces an optimizer of that name.
+      create: ``(config.optimizer, learning_rate) -> optax.GradientTransformation``.
+    """
+    _OPTIMIZERS[name] = create

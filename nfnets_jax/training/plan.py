@@ -21,7 +21,7 @@ from nfnets_jax.training.divergence import ANSWERS
 from nfnets_jax.training.optimizers import create_optimizer
 from nfnets_jax.training.sharpness import SAM
 from nfnets_jax.training.step import TrainState, create_state, fetch, replicate
-from nfnets_jax.training.telemetry import Look
+from nfnets_jax.training.telemetry import ClippingStats
 from nfnets_jax.training.transfer import Start, heights, read_start, replaced
 
 
@@ -36,7 +36,7 @@ class Plan:
     start: Start
     optimizer: optax.GradientTransformation
     sam: SAM
-    look: Look | None
+    look: ClippingStats | None
     train_batches: pipeline.Batches
     test_batches: pipeline.Batches | None
 
@@ -143,7 +143,9 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         model=model,
         start=read_start(config, dataset),
         optimizer=optimizer,
-        look=Look(config.look_every, config.optimizer.clipping, config.optimizer.clipping_eps)
+        look=ClippingStats(
+            config.look_every, config.optimizer.clipping, config.optimizer.clipping_eps
+        )
         if config.look_every and config.optimizer.clipping
         else None,
         sam=SAM(config.optimizer.sam_rho, config.optimizer.sam_fraction),

@@ -15,10 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.models.registry import Model
-from nfnets_jax.optax_agc import materialized
 from nfnets_jax.training import objective
+from nfnets_jax.training.fusion import materialize
 from nfnets_jax.training.sharpness import SAM, ascend
-from nfnets_jax.training.telemetry import Look
+from nfnets_jax.training.telemetry import ClippingStats
 
 _AXIS = "devices"
 
@@ -67,13 +67,13 @@ def apply_gradients(
     The average decays by at most ``(1 + step) / (10 + step)``, so that it soon forgets its start.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = materialized(optax.apply_updates(state.params, updates))
+    params = materialize(optax.apply_updates(state.params, updates))
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     return state._replace(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
-        ema_params=materialized(optax.incremental_update(params, state.ema_params, 1 - decay)),
+        ema_params=materialize(optax.incremental_update(params, state.ema_params, 1 - decay)),
     )
 
 
@@ -87,7 +87,7 @@ def make_update(
     devices: Sequence[jax.Device],
     micro_batch_size: int = 0,
     sam: SAM = SAM(),  # noqa: B008, it is immutable
-    look: Look | None = None,
+    look: ClippingStats | None = None,
 ) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
     """An update of replicated states by batches that are split over devices.
 
@@ -111,7 +111,7 @@ def make_update(
       ``(state, batch) -> (state, metrics)``; the state given is donated. The batch comes from
       ``transfer`` and has ``image`` and ``label``; with ``other_label`` and ``share`` too, images
       are taken for mixtures. ``metrics`` has ``loss``, ``top1`` and ``grad_norm`` (before
-      clipping), equal on all devices; with ``look`` also ``clipping``, of ``telemetry.measure``.
+      clipping), equal on all devices; with ``look`` also ``clipping``, its result.
     """
     in_loop = model.with_policy(dataclasses.replace(model.policy, in_loop=True))
 
@@ -155,7 +155,7 @@ def make_update(
     def update(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         # Here arrays lose pmap's axis of one device, which they get back at the end: what would do
         # so besides other work could not replace them in place.
-        state = materialized(state)
+        state = materialize(state)
         examples = len(batch["image"])
         keys = _example_keys(state, examples)
         params = state.params

@@ -50,10 +50,7 @@ def test_equals_optax() -> None:
             )
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_one_huge_gradient_changes_no_other(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU all leaves are measured anew, on a CPU this one."""
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_one_huge_gradient_changes_no_other() -> None:
     grads = {"huge": random(0, (6, 5), 1e30), "plain": random(1, (5, 4))}
     params = {"huge": random(2, (6, 5)), "plain": random(3, (5, 4))}
     clipped = reference.update(optax_agc.adaptive_grad_clip(0.01), grads, params)

@@ -85,12 +85,8 @@ def test_shard_map(expected: tuple[Any, Any], check_vma: bool) -> None:
     assert_close(jax.jit(run)(GRADS, PARAMS), expected)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_shard_map_measures_huge_gradients_on_all_devices(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where one device's squares overflow, all measure anew; as for a CPU and as for a GPU."""
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_shard_map_measures_huge_gradients_on_all_devices() -> None:
+    """Where the squares of one device overflow, all devices take the other branch."""
     grads = {**GRADS, "row": GRADS["row"].at[0, 0].set(1e30)}
     agc = optax_agc.adaptive_grad_clip(0.03, unit_axes=unit_axes, partition_specs=SPECS)
     run = jax.shard_map(

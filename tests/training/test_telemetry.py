@@ -1,4 +1,7 @@
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,11 +17,15 @@ PARAMS = {
 GRADS = jax.tree.map(lambda p: 0.02 * RNG.standard_normal(p.shape, np.float32), PARAMS)
 
 
+def measure(grads: Any, params: Any, clipping: float = 0.02) -> Any:
+    return telemetry.ClippingStats(1, clipping, 1e-3)(jnp.int32(1), grads, params)
+
+
 def test_units_counted_as_clipped_are_those_that_clipping_changes() -> None:
     clipping = 0.02
     transformation = optax_agc.adaptive_grad_clip(clipping)
     clipped, _ = transformation.update(GRADS, optax.EmptyState(), PARAMS)
-    figures = telemetry.named(telemetry.measure(GRADS, PARAMS, clipping, 1e-3))
+    figures = telemetry.named_figures(measure(GRADS, PARAMS, clipping))
     for module, name in (("conv", "w"), ("conv", "gain"), ("linear", "w")):
         before, after = np.asarray(GRADS[module][name]), np.asarray(clipped[module][name])
         unit = (0,) if before.ndim < 2 else tuple(range(before.ndim - 1))
@@ -31,41 +38,38 @@ def test_units_counted_as_clipped_are_those_that_clipping_changes() -> None:
     assert figures["linear/w/median_ratio"] == pytest.approx(np.median(norms), rel=1e-5)
 
 
-def test_it_is_looked_at_every_so_many_steps() -> None:
-    look = jax.jit(telemetry.Look(3, 0.02, 1e-3))
-    seen = [np.any(jax.tree.leaves(look(step, GRADS, PARAMS))) for step in range(1, 7)]
-    assert seen == [step % 3 == 0 for step in range(1, 7)]
+def test_clipping_is_measured_every_so_many_steps() -> None:
+    measure = jax.jit(telemetry.ClippingStats(3, 0.02, 1e-3))
+    measured = [np.any(measure(step, GRADS, PARAMS)["conv"]["w"].ratios) for step in range(1, 7)]
+    assert measured == [step % 3 == 0 for step in range(1, 7)]
 
 
-def test_each_of_equal_layers_has_its_own_figures() -> None:
+def test_each_of_equal_layers_has_figures_of_its_own() -> None:
     layers = [jax.tree.map(lambda x, by=by: by * x, GRADS["conv"]) for by in (0.5, 1, 3)]
-    one_by_one = telemetry.measure(
+    one_by_one = measure(
         {f"conv_{place}": grads for place, grads in enumerate(layers)},
         {f"conv_{place}": PARAMS["conv"] for place in range(3)},
-        0.02,
-        1e-3,
     )
     module = "net/~/__layer_stack_1/conv"
-    stacked = telemetry.measure(
+    stacked = measure(
         {module: jax.tree.map(lambda *x: np.stack(x), *layers)},
         {module: jax.tree.map(lambda x: np.stack([x] * 3), PARAMS["conv"])},
-        0.02,
-        1e-3,
     )
     for place in range(3):
         for name in PARAMS["conv"]:
             alone = one_by_one[f"conv_{place}"][name]
-            np.testing.assert_allclose(stacked[module][name][place], alone, rtol=1e-6)
+            for ours, theirs in zip(stacked[module][name], alone, strict=True):
+                np.testing.assert_allclose(ours[place], theirs, rtol=1e-6)
 
 
-def test_units_without_a_finite_gradient_are_left_out() -> None:
+def test_units_without_a_finite_gradient_are_left_out_of_the_quantiles() -> None:
     grads = {"linear": {"w": GRADS["linear"]["w"].copy()}}
     grads["linear"]["w"][2, 0] = np.nan
-    whole = telemetry.measure(
+    whole = measure(
         {"linear": {"w": GRADS["linear"]["w"][:, 1:]}},
         {"linear": {"w": PARAMS["linear"]["w"][:, 1:]}},
-        0.02,
-        1e-3,
     )
-    measured = telemetry.measure(grads, {"linear": PARAMS["linear"]}, 0.02, 1e-3)
-    np.testing.assert_allclose(measured["linear"]["w"][1:], whole["linear"]["w"][1:], rtol=1e-6)
+    measured = measure(grads, {"linear": PARAMS["linear"]})
+    ratios = measured["linear"]["w"].ratios
+    np.testing.assert_allclose(ratios, whole["linear"]["w"].ratios, rtol=1e-6)
+    assert measured["linear"]["w"].nonfinite == 1
