@@ -60,8 +60,7 @@ class Augmentation:
 
     Attributes:
       size: side of the images, pixels.
-      crop: ``"inception"`` for photographs, ``"pad"`` for small images that are already cut,
-        ``"cut"`` for a part of them.
+      crop: ``"inception"`` for photographs, ``"pad"`` for small images that are already cut.
       padding: largest shift of ``"pad"``, pixels.
       reflect: whether images are mirrored at the edges that they are moved from, not black there.
       flip: mirror every other image, left to right.
@@ -69,8 +68,6 @@ class Augmentation:
         2024, arXiv:2404.00498, section 3.6. For ``flip``.
       mixing: how two images become one.
       layers, magnitude: of RandAugment; no layers for none of it.
-      mix_first: mix before RandAugment, as NFNets do, and not after it.
-      early_size, early_images: side that so many images from the first on are reduced to.
     """
 
     size: int
@@ -82,9 +79,6 @@ class Augmentation:
     mixing: Mixing = Mixing()  # noqa: RUF009, it is frozen
     layers: int = 0
     magnitude: float = 0.0
-    mix_first: bool = True
-    early_size: int = 0
-    early_images: int = 0
 
     def __post_init__(self) -> None:
         if self.crop not in transforms.CROPS:
@@ -94,11 +88,6 @@ class Augmentation:
             raise InputError(
                 "RandAugment takes layers and a magnitude from 0 on, not "
                 f"{self.layers} and {self.magnitude}"
-            )
-        if self.early_images and not 0 < self.early_size <= self.size:
-            raise InputError(
-                f"data.early_size is {self.early_size}; it takes 1 to {self.size}, "
-                "data.image_size, or data.early_fraction 0"
             )
 
 
@@ -143,19 +132,13 @@ class TrainExamples:
         """The examples at some places.
 
         Args:
-          places: ``[B]``, consecutive; where examples are mixed, in whole pairs; all of them early
-            ones or none.
+          places: ``[B]``, consecutive; where examples are mixed, in whole pairs.
         """
         rngs = _Generators(self.seed)
         images, labels, unreadable = self._read(places, rngs)
         images = self._move(images, places, rngs.table(int(places[0]), len(places)))
-        if places[0] < self.augmentation.early_images:
-            images = transforms.reduce(images, self.augmentation.early_size)
-        if not self.augmentation.mix_first:
-            images = self._randaugment(images, places, rngs)
         images, shares = self._mix(images, places, rngs)
-        if self.augmentation.mix_first:
-            images = self._randaugment(images, places, rngs)
+        images = self._randaugment(images, places, rngs)
         neighbour = np.arange(len(places)) ^ bool(self.augmentation.mixing)
         return TrainBatch(
             image=images,
@@ -215,8 +198,6 @@ class TrainExamples:
         size = self.augmentation.size
         if self.augmentation.crop == "inception":
             return transforms.inception_crop(picture, size, rng)
-        if self.augmentation.crop == "cut":
-            return transforms.random_cut(picture, size, rng)
         return resize(picture.pixels(), size, size)
 
     def _move(self, images: np.ndarray, places: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 
 from nfnets_jax.data.decoding import Picture, resize
-from nfnets_jax.errors import InputError
 
 
 def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -47,30 +46,6 @@ def _inception_box(
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def random_cut(picture: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square of the picture at its own resolution.
-
-    Args:
-      picture: one as large as the result at least.
-      size: side of the result, pixels.
-      rng: of this image alone.
-
-    Returns:
-      ``[size, size, C]`` uint8.
-
-    Raises:
-      InputError: the picture is smaller.
-    """
-    down, right = picture.height - size, picture.width - size
-    if min(down, right) < 0:
-        raise InputError(
-            f"an image of {picture.width}x{picture.height} pixels has no part of {size}x{size} for "
-            "data.crop=cut; data.crop=pad enlarges it"
-        )
-    top, left = int(rng.integers(down + 1)), int(rng.integers(right + 1))
-    return picture.pixels()[top : top + size, left : left + size]
-
-
 def shift(images: np.ndarray, offsets: np.ndarray, reflect: bool = False) -> np.ndarray:
     """Images moved by whole pixels.
 
@@ -87,15 +62,6 @@ def shift(images: np.ndarray, offsets: np.ndarray, reflect: bool = False) -> np.
     for index, (top, left) in enumerate((margin - offsets).tolist()):
         moved[index] = padded[index, top : top + height, left : left + width]
     return moved
-
-
-def reduce(images: np.ndarray, size: int) -> np.ndarray:
-    """Smaller images ``[N, size, size, C]``, a pixel the mean of the area that it covers."""
-    reduced = np.empty((len(images), size, size, images.shape[-1]), images.dtype)
-    for index, image in enumerate(images):
-        smaller = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-        reduced[index] = smaller.reshape(size, size, -1)
-    return reduced
 
 
 def mirror(images: np.ndarray, chosen: np.ndarray) -> None:
@@ -124,7 +90,7 @@ def padded_center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
     return resize(image[top : top + side, left : left + side], size, size)
 
 
-CROPS = ("inception", "cut", "pad")
+CROPS = ("inception", "pad")
 TEST_CROPS: Mapping[str, Callable[[np.ndarray, int, int], np.ndarray]] = MappingProxyType(
     {"resize": center_crop, "padded": padded_center_crop}
 )

@@ -108,8 +108,6 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     for source in filter(None, (dataset.train, dataset.test)):
         pipeline.check_readable(source)
-    if not 0 <= data.early_fraction <= 1:
-        raise InputError(f"data.early_fraction is {data.early_fraction}; it takes 0 to 1")
     augment = config.augment
     if augment.randaugment_layers and dataset.channels != 3:
         raise InputError(
@@ -126,9 +124,6 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         mixing=Mixing(augment.mixup_alpha, augment.cutmix),
         layers=augment.randaugment_layers,
         magnitude=augment.randaugment_magnitude,
-        mix_first=augment.mix_first,
-        early_size=data.early_size,
-        early_images=round(data.early_fraction * config.num_steps) * config.batch_size,
     )
     model = build(num_classes=len(dataset.class_names))
     height = heights(model, dataset.channels)

@@ -68,20 +68,6 @@ def test_an_example_depends_on_the_seed_and_its_place_alone(crop: str, size: int
     assert np.any(other["image"] != whole["image"])
 
 
-def test_early_images_are_the_same_but_smaller() -> None:
-    plain = Augmentation(size=8, crop="pad", padding=2, flip=True)
-    early = dataclasses.replace(plain, early_size=4, early_images=6)
-    expected = load(TrainExamples(numbered(20), plain, seed=0), 0, 12)["image"]
-    examples = TrainExamples(numbered(20), early, seed=0)
-    small = load(examples, 0, 6)["image"]
-    assert small.shape == (6, 4, 4, *expected.shape[3:])
-    means = expected[:6].reshape(6, 4, 2, 4, 2, -1).mean(axis=(2, 4)).reshape(small.shape)
-    assert np.abs(small - means).max() <= 1
-    np.testing.assert_array_equal(load(examples, 6, 6)["image"], expected[6:])
-    with pytest.raises(InputError, match=r"early_size is 9; it takes 1 to 8"):
-        dataclasses.replace(early, early_size=9)
-
-
 def test_images_in_memory_are_cropped_as_files_are() -> None:
     """Reading all at once is for speed alone."""
 
@@ -163,21 +149,6 @@ def test_mixed_images_carry_both_labels_and_the_share() -> None:
     assert not by_mixup.reshape(-1, 2)[1::2].all()
 
 
-def test_randaugment_may_come_before_mixing() -> None:
-    def batch(mixing: Mixing, mix_first: bool) -> dict[str, np.ndarray]:
-        augmentation = Augmentation(
-            8, "pad", mixing=mixing, layers=1, magnitude=10, mix_first=mix_first
-        )
-        return load(TrainExamples(numbered(40), augmentation, seed=0), 0, 40)
-
-    augmented = batch(Mixing(), True)["image"].astype(float).reshape(20, 2, -1)
-    after, before = batch(Mixing(0.2), False), batch(Mixing(0.2), True)
-    share = after["share"].reshape(20, 2, 1)
-    expected = share * augmented + (1 - share) * augmented[:, ::-1]
-    np.testing.assert_allclose(after["image"].reshape(20, 2, -1), expected, atol=1)
-    assert np.abs(before["image"].reshape(20, 2, -1) - expected).mean() > 5
-
-
 def test_the_next_readable_record_takes_the_place_of_a_damaged_one() -> None:
     damaged = {3, 4, 11}
     examples = TrainExamples(Files(12, damaged), Augmentation(8, "pad"), seed=0)
@@ -205,9 +176,7 @@ def test_evaluation_masks_what_cannot_be_read_and_what_fills_up() -> None:
 
 
 def test_wrong_settings_name_the_right_ones() -> None:
-    with pytest.raises(
-        InputError, match="no crop 'centre'; data.crop is one of inception, cut, pad"
-    ):
+    with pytest.raises(InputError, match="no crop 'centre'; data.crop is one of inception, pad"):
         Augmentation(8, "centre")
     with pytest.raises(InputError, match="no crop 'x'; data.test_crop is one of resize, padded"):
         CenterCrop(8, 0, "x")

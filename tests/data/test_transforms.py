@@ -3,7 +3,6 @@ import pytest
 
 from nfnets_jax.data import transforms
 from nfnets_jax.data.decoding import Picture
-from nfnets_jax.errors import InputError
 
 
 def gradient(height: int, width: int) -> np.ndarray:
@@ -35,20 +34,6 @@ def test_inception_crops_cover_the_declared_shares_and_shapes() -> None:
 def test_an_image_no_crop_fits_gives_its_centre() -> None:
     crop = transforms.inception_crop(picture(gradient(4, 200)), 4, np.random.default_rng(0))
     np.testing.assert_array_equal(crop, gradient(4, 200)[:, 98:102])
-
-
-def test_a_cut_is_any_part_of_the_image() -> None:
-    image = np.arange(30, dtype=np.uint8).reshape(5, 6, 1)
-    rng = np.random.default_rng(0)
-    corners = set()
-    for _ in range(200):
-        cut = transforms.random_cut(picture(image), 3, rng)
-        top, left = divmod(int(cut[0, 0, 0]), 6)
-        np.testing.assert_array_equal(cut, image[top : top + 3, left : left + 3])
-        corners.add((top, left))
-    assert corners == {(top, left) for top in range(3) for left in range(4)}
-    with pytest.raises(InputError, match="6x5 pixels has no part of 6x6"):
-        transforms.random_cut(picture(image), 6, rng)
 
 
 def test_shifted_images_are_black_where_they_left() -> None:

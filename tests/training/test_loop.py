@@ -144,15 +144,6 @@ def test_what_cannot_be_run_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_early_images_are_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    early = {"data.early_size": 4, "data.early_fraction": 0.5, "num_steps": 4}
-    loop.train(tiny(**early), tmp_path / "run")
-    assert "from step 3 on 8 pixels" in capsys.readouterr().out
-    assert [row["step"] for row in rows(tmp_path / "run") if row["split"] == "train"] == [2, 4]
-    with pytest.raises(InputError, match="early_fraction is 2.0; it takes 0 to 1"):
-        loop.train(tiny(**{"data.early_fraction": 2.0}), tmp_path / "other")
-
-
 def test_without_an_average_its_figures_are_the_parameters_own(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
