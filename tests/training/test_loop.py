@@ -128,7 +128,7 @@ def test_a_killed_run_loses_only_what_came_after_its_checkpoint(
         ({"batch_size": 0}, "batch_size is 0; it takes a number from 1 on"),
         ({"num_devices": 9}, r"num_devices is 9, and there are 8 \(cpu\); 0 takes all"),
         ({"model.name": "nfnet_f9"}, "no model 'nfnet_f9'; nearest: "),
-        ({"data.name": "folder", "data.dir": "/nowhere"}, "no folder /nowhere: data.dir takes"),
+        ({"data.name": "folder", "data.dir": "/nowhere"}, "no folder /nowhere: it should hold"),
         ({"on_divergence": "pray"}, "on_divergence is 'pray'; it takes stop or skip"),
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide the 2 images that each"),
         ({"precision": "half"}, "no precision 'half'"),
@@ -207,7 +207,7 @@ def test_a_damaged_image_is_told_counted_and_replaced(
     assert told.count(f"not readable, left out: {damaged}: ") == 2  # To learn from, to test on.
 
     config.data.max_unreadable = 0.001
-    with pytest.raises(InputError, match="1 of 32 training images cannot be read, more than data."):
+    with pytest.raises(InputError, match="1 of 32 training images cannot be read, more than the"):
         loop.train(config, tmp_path / "strict")
 
 
