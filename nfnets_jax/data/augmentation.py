@@ -70,7 +70,7 @@ class TrainTransform(Protocol):
         """Augments images that are decoded and cropped.
 
         Args:
-          images: ``[B, size, size, C]`` uint8; may be changed in place.
+          images: ``[B, size, size, C]`` uint8, a part of a batch; may be changed in place.
           batch: index, epoch and random numbers of each image.
         """
         ...
