@@ -1,7 +1,6 @@
 """The examples of a training batch: where they come from, and their random numbers."""
 
 import enum
-import functools
 
 import numpy as np
 
@@ -26,20 +25,17 @@ class BatchContext:
       epochs: ``[B]``, from 0.
       records: ``[B]``, positions in the source.
       num_records: length of the source.
+      uniform: ``[B, 4]`` random numbers in [0, 1), cheaper than those of ``rng``.
     """
 
     def __init__(self, seed: int, indices: np.ndarray, records: np.ndarray, num_records: int):
-        """Takes values for the attributes; ``epochs`` follows from them."""
+        """Takes the attributes from which the others follow."""
         self.seed, self.indices, self.records = seed, indices, records
         self.epochs, self.num_records = indices // num_records, num_records
         self._bits = np.random.Philox(key=np.array([seed, 0], np.uint64))
         self._state = self._bits.state
         self._generator = np.random.Generator(self._bits)
-
-    @functools.cached_property
-    def uniform(self) -> np.ndarray:
-        """``[B, 4]`` numbers in [0, 1), cheaper than those of ``rng``."""
-        return self._seek(int(self.indices[0]), Stream.MOVE, 0).random((len(self.indices), 4))
+        self.uniform = self._seek(int(indices[0]), Stream.MOVE, 0).random((len(indices), 4))
 
     def rng(self, position: int, stream: int) -> np.random.Generator:
         """Returns the generator of one example, at the start of a stream.
@@ -49,7 +45,7 @@ class BatchContext:
           stream: one of ``Stream``, or another number.
 
         Returns:
-          A generator that is valid until the next call, or use of ``uniform``.
+          A generator that is valid until the next call.
         """
         return self._seek(0, stream, self.indices[position])
 

@@ -53,7 +53,8 @@ class Reader:
         self._iterator = self._read_ahead()
 
     def _read_ahead(self) -> grain.DatasetIterator:
-        chunks, workers = _Chunks(self._batches, self.position), self._num_workers
+        chunks = _Chunks(self._batches, self.position, _chunk_size(self._batches))
+        workers = self._num_workers
         threads = 1 if workers else os.cpu_count() or 1
         # Enough to read the next batch while one is taken.
         buffer = max(2, math.ceil(2 * chunks.per_batch / max(1, workers)))
@@ -101,17 +102,17 @@ class Reader:
 
 @dataclasses.dataclass(frozen=True)
 class _Chunks:
-    """Equal parts of batches, each loaded at once: a source for Grain."""
+    """Equal parts of batches, each loaded at once: a source for Grain.
+
+    Attributes:
+      batches: the batches.
+      start: position of the first batch.
+      size: examples per chunk, a divisor of this host's share of a batch.
+    """
 
     batches: Batches
     start: int
-
-    @property
-    def size(self) -> int:
-        """Examples per chunk: the largest divisor of a batch, in whole groups, within the limit."""
-        group = self.batches.examples.group_size
-        sizes = range(group, max(group, _MAX_CHUNK) + 1, group)
-        return max(size for size in sizes if self.batches.local_size % size == 0)
+    size: int
 
     @property
     def per_batch(self) -> int:
@@ -124,6 +125,13 @@ class _Chunks:
     def __getitem__(self, index: int) -> Batch:
         batch, chunk = divmod(int(index), self.per_batch)
         return self.batches.part(self.start + batch, chunk * self.size, self.size)
+
+
+def _chunk_size(batches: Batches) -> int:
+    """Returns the largest divisor of a batch that is whole groups and within the limit."""
+    group = batches.examples.group_size
+    sizes = range(group, max(group, _MAX_CHUNK) + 1, group)
+    return max(size for size in sizes if batches.local_size % size == 0)
 
 
 def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
