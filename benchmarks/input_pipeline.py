@@ -1,12 +1,12 @@
-"""How fast images are read, cropped and augmented.
+"""Measures how fast images are read, cropped and augmented.
 
     python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --size=192 --workers=1 --json
 
-prints one measurement as a line of JSON. PHOTOGRAPHS holds a folder a class.
+prints one measurement as a line of JSON. PHOTOGRAPHS holds one folder per class.
 
     python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --cifar_dir=TFDS --peer_python=PYTHON
 
-sets ours beside the peer at hand, tf.data, in one run, alternating, and writes
+compares settings with each other and with tf.data, alternating in one run, and writes
 ``input_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``.
 """
 
@@ -20,33 +20,39 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import compare, machine
-from nfnets_jax.data.examples import Augmentation
+from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.mixing import Mixing
-from nfnets_jax.data.pipeline import Reader, train_batches
+from nfnets_jax.data.pipeline import train_batches
+from nfnets_jax.data.reader import Reader
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
 
 _AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "flip": {"flip": True},
-    "nfnet_f0": {"flip": True, "mixing": Mixing(0.2, True), "layers": 4, "magnitude": 5},
+    "nfnet_f0": {
+        "flip": True,
+        "mixing": Mixing(0.2, True),
+        "randaugment_layers": 4,
+        "randaugment_magnitude": 5,
+    },
     "small": {"flip": True, "crop": "pad", "padding": 4},
 }
 
 
 def main() -> None:
-    """Measures what the command line asks for."""
+    """Takes the measurement, or makes the table, that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dir", default="", help="of --data: photographs, or TFDS's directory")
+    parser.add_argument("--dir", default="", help="photographs, or TFDS's data directory")
     parser.add_argument("--size", type=int, default=192, help="side of the images, pixels")
     parser.add_argument("--workers", type=int, default=1, help="processes; 0 reads in threads")
-    parser.add_argument("--json", action="store_true", help="one measurement, as a line of JSON")
+    parser.add_argument("--json", action="store_true", help="print one measurement as JSON")
     parser.add_argument("--data", default="folder", help="folder, tfds:NAME or synthetic")
     parser.add_argument("--augmentation", default="flip", choices=_AUGMENTATIONS)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--images", type=int, default=2000, help="that are timed")
-    parser.add_argument("--cifar_dir", default="", help="of TFDS, with cifar10; for the table")
-    parser.add_argument("--rounds", type=int, default=5, help="of the table")
-    parser.add_argument("--peer_python", default=sys.executable, help="one with tensorflow")
+    parser.add_argument("--images", type=int, default=2000, help="number of images to time")
+    parser.add_argument("--cifar_dir", default="", help="data directory of TFDS, for the table")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison")
+    parser.add_argument("--peer_python", default=sys.executable, help="a Python with tensorflow")
     parser.add_argument("--out", type=Path, default=compare.RESULTS)
     arguments = parser.parse_args()
     try:
@@ -59,7 +65,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Images a second, after the readers have filled what they read ahead."""
+    """Measures images per second once the buffers of the reader are full."""
     dataset = open_dataset(arguments.data, arguments.dir, size=arguments.size)
     augmentation = Augmentation(arguments.size, **_AUGMENTATIONS[arguments.augmentation])
     batches = train_batches(dataset.train, augmentation, arguments.batch, seed=0)
@@ -84,9 +90,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def tabulate(arguments: argparse.Namespace) -> None:
-    """Measures in turn with what each row is compared with, and writes the table."""
+    """Measures the two sides of each comparison in turn and writes the table."""
     if not arguments.dir:
-        raise InputError("no --dir: it takes a folder that holds a folder of photographs a class")
+        raise InputError("no --dir: it takes a folder of one folder of photographs per class")
     command = [sys.executable, "-m", "benchmarks.input_pipeline", "--json"]
     shape = [f"--size={arguments.size}", f"--batch={arguments.batch}"]
     amount = f"--images={arguments.images}"
@@ -102,7 +108,7 @@ def tabulate(arguments: argparse.Namespace) -> None:
             "tfdata_pipeline.py", arguments.peer_python, ("tensorflow",)
         )
     except compare.CommandError as error:
-        print(f"the row against tf.data is left out: {error}", flush=True)
+        print(f"no comparison with tf.data: {error}", flush=True)
     else:
         conditions.update(versions)
         theirs = [arguments.peer_python, str(script), arguments.dir, *shape, amount, "--threads=1"]

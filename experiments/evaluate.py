@@ -22,9 +22,10 @@ import rich.console
 import rich.progress
 
 from experiments import opening, process
-from nfnets_jax.data.pipeline import Reader, check_readable, eval_batches
+from nfnets_jax.data.pipeline import eval_batches
+from nfnets_jax.data.read_errors import ReadErrors, check_readable
+from nfnets_jax.data.reader import Reader
 from nfnets_jax.data.sources import Source, open_split
-from nfnets_jax.data.unreadable import Unreadable
 from nfnets_jax.errors import InputError, WorkerError, nearest
 from nfnets_jax.serving.classifier import Classifier
 from nfnets_jax.serving.metrics import Tally
@@ -133,11 +134,11 @@ def evaluate(
     """
     check_readable(source)
     console = rich.console.Console(stderr=True)
-    account = Unreadable("images", len(source), max_unreadable, _tell)
+    account = ReadErrors("images", len(source), max_unreadable, _tell)
     tally = Tally(classifier.num_classes)
     batches = eval_batches(source, classifier.view, classifier.view.channels, batch_size)
     begun: tuple[float, int] | None = None
-    with contextlib.closing(Reader(batches, 0, workers, tell=_tell)) as reader:
+    with contextlib.closing(Reader(batches, 0, workers, warn=_tell)) as reader:
         for batch in rich.progress.track(
             reader,
             "evaluating",
@@ -156,7 +157,7 @@ def evaluate(
         **tally.summary(),
         "images_per_second": round(rest / seconds, 1) if rest else None,
         "device": f"{len(classifier.devices)} x {jax.devices()[0].device_kind}",
-        "unreadable": len(account.names),
+        "unreadable": len(account.messages),
         "classes": {
             classifier.name(label): {"top1": top1, "examples": examples}
             for label, (top1, examples) in tally.per_class().items()

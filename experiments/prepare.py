@@ -1,15 +1,15 @@
-"""Makes datasets readable at any position, as ArrayRecord in the layout of TFDS; no TensorFlow.
+"""Prepares datasets for random access, as ArrayRecord in the layout of TFDS, without TensorFlow.
 
-From the two archives that ImageNet is handed out as, ILSVRC2012_img_train.tar and _val.tar:
+ImageNet, from its two archives, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar:
 
     python -m experiments.prepare imagenet2012 --tars=DOWNLOADS --data_dir=TFDS
 
-From a dataset that TFDS prepared as TFRecord, in another data directory:
+A dataset that TFDS prepared as TFRecord, in another data directory:
 
     python -m experiments.prepare NAME --tfrecords=OLD_TFDS --data_dir=TFDS
 
-Either is then read by ``--config.data.name=tfds:NAME --config.data.dir=TFDS``. Started again, it
-goes on after the last whole file.
+``--config.data.name=tfds:NAME --config.data.dir=TFDS`` trains on either. Run again after an
+interruption, the command continues after the last complete file.
 """
 
 import argparse
@@ -35,41 +35,52 @@ _IMAGENET_VERSION = "5.1.0"
 
 
 def main() -> None:
-    """Prepares what the command line asks for."""
+    """Prepares the dataset that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="imagenet2012, or the dataset in --tfrecords")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--tars", type=Path, help="where ImageNet's archives are")
-    source.add_argument("--tfrecords", type=Path, help="data directory of TFDS, to convert from")
-    parser.add_argument("--data_dir", type=Path, required=True, help="where NAME is to be made")
+    source.add_argument("--tars", type=Path, help="folder of ImageNet's archives")
+    source.add_argument("--tfrecords", type=Path, help="data directory of TFDS to convert from")
+    parser.add_argument("--data_dir", type=Path, required=True, help="data directory to write to")
     arguments = parser.parse_args()
     try:
         if arguments.tfrecords:
-            made = convert(arguments.name, arguments.tfrecords, arguments.data_dir)
+            prepared = convert(arguments.name, arguments.tfrecords, arguments.data_dir)
         elif arguments.name == "imagenet2012":
-            made = imagenet(arguments.tars, arguments.data_dir)
+            prepared = imagenet(arguments.tars, arguments.data_dir)
         else:
             raise InputError(f"--tars holds imagenet2012, not {arguments.name}")
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")
-    print(f"prepared {made}")
+    print(f"prepared {prepared}")
 
 
 def convert(name: str, old: Path, new: Path) -> Path:
-    """Copies the records of a dataset from TFRecord files to ArrayRecord files.
+    """Converts a dataset from TFRecord to ArrayRecord files.
+
+    Args:
+      name: of the dataset.
+      old: TFDS's data directory that holds it; its latest version is converted.
+      new: the data directory to write to.
+
+    Returns:
+      The folder of the converted version.
 
     Raises:
-      InputError: there is no such dataset, or it is not whole.
+      InputError: the dataset is missing or incomplete, or is ArrayRecord already.
     """
     versions = sorted((old / name).glob("*/dataset_info.json"), key=_version)
     if not versions:
-        raise InputError(f"no {name}/VERSION/dataset_info.json in {old}: --tfrecords takes TFDS's")
+        raise InputError(
+            f"no {name}/VERSION/dataset_info.json in {old}: --tfrecords takes a data directory of "
+            "TFDS"
+        )
     folder = versions[-1].parent
     info = json.loads(versions[-1].read_text(encoding="utf-8"))
     if info.get("fileFormat", "tfrecord") != "tfrecord":
-        raise InputError(f"{folder} is {info['fileFormat']} already: give it to data.dir")
+        raise InputError(f"{folder} is {info['fileFormat']}, which needs no conversion")
     shards = []
     for split in info["splits"]:
         for index, length in enumerate(map(int, split["shardLengths"])):
@@ -81,23 +92,31 @@ def convert(name: str, old: Path, new: Path) -> Path:
     for file in folder.iterdir():
         if ".tfrecord" not in file.name and file != versions[-1]:
             shutil.copy(file, out)
-    # Last of all: from now on it can be opened.
+    # Written last: the dataset can be opened from now on.
     info["fileFormat"] = "array_record"
     (out / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
     return out
 
 
 def imagenet(tars: Path, data_dir: Path) -> Path:
-    """Makes ImageNet from its archives: 1,281,167 images to learn from and 50,000 to validate.
+    """Prepares ImageNet from its archives: 1,281,167 training and 50,000 validation images.
+
+    Args:
+      tars: the folder of the archives.
+      data_dir: the data directory to write to.
+
+    Returns:
+      The folder of the prepared version.
 
     Raises:
-      InputError: an archive is missing, or holds what is not ImageNet's.
+      InputError: an archive is damaged, or holds files that ImageNet's does not.
+      OSError: an archive is missing.
     """
     import tensorflow_datasets as tfds
 
-    facts = tfds.core.tfds_path("datasets/imagenet2012")
+    metadata = tfds.core.tfds_path("datasets/imagenet2012")
     classes = imagenet_classes()
-    validation = (facts / "validation_labels.txt").read_text().split()
+    validation = (metadata / "validation_labels.txt").read_text().split()
     features = tfds.features.FeaturesDict(
         {
             "file_name": tfds.features.Text(),
@@ -151,7 +170,14 @@ def imagenet(tars: Path, data_dir: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """One file to be: ``records`` gives its ``length`` records anew each time."""
+    """A file to write.
+
+    Attributes:
+      split: of the dataset.
+      suffix: end of the file's name, such as ``00000-of-00010``.
+      length: number of records.
+      records: the records; iterable more than once.
+    """
 
     split: str
     suffix: str
@@ -160,14 +186,14 @@ class _Shard:
 
 
 def _write_shards(name: str, shards: Sequence[_Shard], out: Path) -> None:
-    """Writes the files that are not there yet, each all or nothing."""
+    """Writes the files that do not exist yet, each atomically."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{name}-{shard.split}.array_record-{shard.suffix}" for shard in shards]
-    there = sum(file.exists() for file in files)
-    if there:
-        print(f"{there} of {len(files)} files of {shards[0].split} are there already")
+    existing = sum(file.exists() for file in files)
+    if existing:
+        print(f"{existing} of {len(files)} files of {shards[0].split} exist already")
     with _progress() as progress:
         total = sum(shard.length for shard in shards)
         task = progress.add_task(f"{name}, {shards[0].split}", total=total)
@@ -195,20 +221,25 @@ def _progress() -> rich.progress.Progress:
 
 @dataclasses.dataclass(frozen=True)
 class _TFRecords:
-    """The records of a TFRecord file, of which there should be so many."""
+    """The records of a TFRecord file.
+
+    Attributes:
+      file: the file.
+      length: the number of records that it should hold.
+    """
 
     file: Path
     length: int
 
     def __iter__(self) -> Iterator[bytes]:
-        """One record after the other.
+        """Yields the records.
 
         Raises:
-          InputError: the file ends early, or goes on after its last record.
+          InputError: the file holds fewer or more records, or a part of one.
         """
         count = 0
         with self.file.open("rb") as file:
-            # A record: its length as 8 bytes, 4 bytes to check it by, the content, 4 for that.
+            # Each record: 8 bytes of length, 4 of its checksum, the content, 4 of its checksum.
             while header := file.read(12):
                 size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
                 content = file.read(size + 4)
@@ -217,7 +248,7 @@ class _TFRecords:
                 yield content[:-4]
                 count += 1
         if count != self.length:
-            raise InputError(f"{self.file} has {count} records, not {self.length}: fetch it anew")
+            raise InputError(f"{self.file} has {count} records, not {self.length}: copy it again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +269,7 @@ class _Image:
 
 @dataclasses.dataclass(frozen=True)
 class _Serialized:
-    """Images as records."""
+    """Images as serialized records."""
 
     images: Sequence[_Image]
     serialize: Callable[[_Image], bytes]
@@ -248,14 +279,14 @@ class _Serialized:
 
 
 def _train_images(archive: Path, classes: Sequence[str]) -> list[_Image]:
-    """The images of an archive of archives, one a class."""
+    """Lists the images of the training archive, which holds one archive per class."""
     images = []
     with _open(archive) as outer:
         members = [member for member in outer if member.isfile()]
-        for member in rich.progress.track(members, "looking through the classes"):
+        for member in rich.progress.track(members, "listing the images of each class"):
             name = Path(member.name).stem
             if name not in classes:
-                raise InputError(f"{archive} has {member.name}, which is no class of ImageNet")
+                raise InputError(f"{archive} has {member.name}, which is not a class of ImageNet")
             label = classes.index(name)
             with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
                 images += [
@@ -269,7 +300,7 @@ def _train_images(archive: Path, classes: Sequence[str]) -> list[_Image]:
 def _validation_images(
     archive: Path, classes: Sequence[str], labels: Sequence[str]
 ) -> list[_Image]:
-    """The images of a flat archive, whose names end in the number of their label."""
+    """Lists the images of the validation archive, whose names end in the index of their label."""
     images = []
     with _open(archive) as tar:
         for member in tar:
@@ -277,7 +308,7 @@ def _validation_images(
                 continue
             number = Path(member.name).stem.rpartition("_")[2]
             if not number.isdigit() or not 0 < int(number) <= len(labels):
-                raise InputError(f"{archive} has {member.name}, which is no validation image")
+                raise InputError(f"{archive} has {member.name}, which is not a validation image")
             label = classes.index(labels[int(number) - 1])
             images.append(_Image(archive, member.offset_data, member.size, member.name, label))
     return sorted(images, key=lambda image: image.name)
@@ -287,11 +318,11 @@ def _open(archive: Path) -> tarfile.TarFile:
     try:
         return tarfile.open(archive, "r:")
     except tarfile.TarError as error:
-        raise InputError(f"{archive} is no tar archive, or not whole: {error}") from error
+        raise InputError(f"{archive} is not a tar archive, or is incomplete: {error}") from error
 
 
 def _version(info: Path) -> list[int]:
-    """Of a dataset, by its folder's name, to sort by."""
+    """Returns the version in a folder's name as a key to sort by."""
     return [int(part) for part in info.parent.name.split(".") if part.isdigit()]
 
 

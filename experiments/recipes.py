@@ -36,25 +36,22 @@ def small_images(model: str, data: str, size: int) -> ConfigDict:
                 "test_dir": "",  # of folder: the same for evaluation
                 "holdout": 0,  # training images to be tested on, instead of the test images
                 "image_size": size,
-                "early_size": 0,  # of images, for the first part of training
-                "early_fraction": 0.0,  # of num_steps: that part
                 "test_image_size": size,
                 "test_margin": 0,  # pixels cut off before evaluation
                 "test_crop": "resize",  # first, or "padded": cut first
-                "crop": "pad",  # pad, cut or inception
+                "crop": "pad",  # pad or inception
                 "padding": 0,  # of crop pad: largest shift, pixels
                 "reflect": False,  # the image at the edges it is moved from; else it is black there
                 "flip": False,
-                "flip_alternately": False,  # every other epoch, not by chance
                 "num_workers": 0,  # processes that read images; 0 reads in threads
                 "max_unreadable": 0.001,  # share of a split's images beyond which the run ends
             },
             "augment": {
+                "name": "standard",  # or one that a project registers
                 "randaugment_layers": 0,
                 "randaugment_magnitude": 0,
                 "mixup_alpha": 0.0,
                 "cutmix": False,
-                "mix_first": True,  # before RandAugment
             },
             "batch_size": 256,  # over all devices and hosts
             "micro_batch_size": 0,  # images a device works on at once; 0: as many as fit

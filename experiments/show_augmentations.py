@@ -1,9 +1,9 @@
-"""A sheet of what RandAugment, MixUp and CutMix do to a photograph, to look at.
+"""Draws what RandAugment, MixUp and CutMix do to a photograph.
 
     python -m experiments.show_augmentations --image=PHOTO --out=augmentations.png
 
-Each operation at the magnitudes of the NFNets; without ``--image`` a photograph that comes with
-scikit-learn is taken.
+Operations are drawn at the magnitudes of the NFNet recipes. Without ``--image``, a photograph that
+comes with scikit-learn is used.
 """
 
 import argparse
@@ -25,10 +25,10 @@ _SAMPLES = len(_MAGNITUDES)
 
 
 def main() -> None:
-    """Draws the sheet that the command line asks for."""
+    """Draws the figure that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", type=Path, help="a photograph")
-    parser.add_argument("--other", type=Path, help="another, to be mixed with")
+    parser.add_argument("--other", type=Path, help="another, to mix it with")
     parser.add_argument("--size", type=int, default=192, help="side of the images, pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("augmentations.png"))
@@ -38,7 +38,8 @@ def main() -> None:
             _picture(path, default)
             for path, default in ((arguments.image, "china.jpg"), (arguments.other, "flower.jpg"))
         ]
-        sheet(pictures[0], pictures[1], arguments.size, arguments.seed).savefig(arguments.out)
+        figure = draw(pictures[0], pictures[1], arguments.size, arguments.seed)
+        figure.savefig(arguments.out)
     except UnreadableImageError as error:
         sys.exit(f"error: {error}")
     except (OSError, ValueError) as error:
@@ -46,8 +47,15 @@ def main() -> None:
     print(arguments.out)
 
 
-def sheet(picture: Picture, other: Picture, size: int, seed: int) -> Figure:
-    """A figure with a row for each kind of augmentation and a column for each sample."""
+def draw(picture: Picture, other: Picture, size: int, seed: int) -> Figure:
+    """Draws three samples of each augmentation.
+
+    Args:
+      picture: the photograph.
+      other: the photograph to mix it with.
+      size: side of the samples, pixels.
+      seed: of the random numbers.
+    """
     image, second = (center_crop(p.pixels(), size, 0) for p in (picture, other))
     rows = {
         "as it is": [image] * _SAMPLES,
@@ -66,7 +74,7 @@ def sheet(picture: Picture, other: Picture, size: int, seed: int) -> Figure:
         randaugment.randaugment(image, 4, magnitude, np.random.default_rng((seed, magnitude)))
         for magnitude in _MAGNITUDES
     ]
-    return _draw(rows)
+    return _draw_samples(rows)
 
 
 def _mixtures(image: np.ndarray, other: np.ndarray, mixing: Mixing, seed: int) -> list[np.ndarray]:
@@ -75,8 +83,8 @@ def _mixtures(image: np.ndarray, other: np.ndarray, mixing: Mixing, seed: int) -
     ]
 
 
-def _draw(rows: dict[str, list[np.ndarray]], columns: int = 3) -> Figure:
-    """Rows in so many columns of them, each with its name."""
+def _draw_samples(rows: dict[str, list[np.ndarray]], columns: int = 3) -> Figure:
+    """Draws named rows of images, in several columns of rows."""
     height = -(-len(rows) // columns)
     figure = Figure(figsize=(5.4 * columns, 1.95 * height), dpi=60, layout="constrained")
     panels = figure.subplots(height, columns).T.ravel()

@@ -1,7 +1,7 @@
 """A record on CIFAR-10: a small network, its optimizer, its augmentation and its launcher.
 
-Importing the package registers the model ``nf_convnet``; ``experiments.cifar10.muon`` registers the
-optimizer ``muon``.
+Importing the package registers the model ``nf_convnet``; importing ``experiments.cifar10.training``
+registers the optimizer ``muon`` and the augmentation ``alternating_flip`` too.
 """
 
 import nfnets_jax

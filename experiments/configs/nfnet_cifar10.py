@@ -13,12 +13,17 @@ def get_config() -> ConfigDict:
     momentum, schedule and rate suit Muon, and the rate was chosen on held-out images.
     """
     config = recipes.small_images("nf_convnet", "tfds:cifar10", size=32)
-    config.model = {"name": "nf_convnet", "dropout_rate": 0.0, "mirror": True, "shift": True}
-    config.precision = "bfloat16_products"
+    config.model = {
+        "name": "nf_convnet",
+        "dropout_rate": 0.0,
+        "mirror": True,
+        "shift": True,
+        "round_products": True,
+    }
     config.data.padding = 2
     config.data.reflect = True
     config.data.flip = True
-    config.data.flip_alternately = True
+    config.augment.name = "alternating_flip"
     config.batch_size = 512
     config.num_steps = 770
     config.cpu_processes = 0

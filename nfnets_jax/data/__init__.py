@@ -1,1 +1,1 @@
-"""Examples in, batches out: sources, transforms and the pipeline that joins them."""
+"""Examples in, batches out: sources, transforms and the pipeline that combines them."""

@@ -1,8 +1,8 @@
-"""From the bytes of an image file to pixels, and from a size in pixels to another.
+"""Decoding and resizing of images.
 
-Pixels are uint8 ``[H, W, C]`` throughout; they are normalized on the device, so that a quarter of
-the bytes travels there. JPEG is read by libjpeg-turbo through simplejpeg, a quarter faster than by
-OpenCV, which reads everything else.
+Pixels are uint8 ``[H, W, C]``. They are normalized on the device, so that the transfer takes a
+quarter of the bytes. libjpeg-turbo decodes JPEG, through simplejpeg, a quarter faster than OpenCV,
+which decodes all other formats.
 """
 
 import math
@@ -15,33 +15,35 @@ import simplejpeg
 
 from nfnets_jax.errors import UnreadableImageError
 
-# Many images are worked on at once; threads within one would only get in their way.
+# Images are processed in parallel; threads within one would compete.
 cv2.setNumThreads(1)
-# What OpenCV cannot read is told by its record; its own words would stand between the lines.
+# The pipeline reports unreadable images itself.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 class Picture:
-    """An image: its size at once, its pixels when they are asked for.
+    """An image whose size is known at once, and whose JPEG pixels are decoded on demand.
 
-    Files become RGB, whatever they hold: CMYK, gray, palettes, transparency, 16 bits a channel.
-    What cameras note about turning the image is not heeded, as in the usual ImageNet pipelines.
+    Any file becomes RGB: CMYK, gray, palettes, transparency, 16 bits per channel. The orientation
+    that a camera noted is ignored, as in the usual ImageNet pipelines.
 
     Attributes:
-      height, width: pixels.
+      height: in pixels.
+      width: in pixels.
     """
 
     def __init__(self, image: Path | bytes | np.ndarray, name: str):
-        """Looks at the image.
+        """Reads the image, of a JPEG the header alone.
 
         Args:
           image: a file, its content, or pixels ``[H, W, C]`` uint8.
-          name: for messages.
+          name: identifies the image in messages.
 
         Raises:
-          UnreadableImageError: from here or from ``pixels``; there is no image, or a part of one.
+          UnreadableImageError: the file is missing, damaged or not an image. ``pixels`` raises it
+            too.
         """
         self._name = name
         self._jpeg: bytes | None = None
@@ -63,15 +65,22 @@ class Picture:
             encoded = np.frombuffer(image, np.uint8)
             decoded = cv2.imdecode(encoded, _FLAGS) if encoded.size else None
             if decoded is None:
-                raise UnreadableImageError(f"{self._name}: no image that OpenCV can decode")
+                raise UnreadableImageError(f"{self._name}: not an image that OpenCV can decode")
             self._pixels = decoded
         self.height, self.width = self._pixels.shape[:2]
 
     def pixels(self, shrink: float = 1.0) -> np.ndarray:
-        """``[H, W, C]`` uint8; where ``shrink`` is 2 or more, perhaps fewer of them.
+        """Decodes the pixels.
 
-        A JPEG then comes smaller by up to that factor, averaged over what each pixel stands for,
-        at a fraction of the time.
+        Args:
+          shrink: from 2 on, a JPEG is decoded to a resolution lower by up to this factor, in a
+            fraction of the time; each pixel is the mean of those it replaces.
+
+        Returns:
+          ``[H, W, C]`` uint8.
+
+        Raises:
+          UnreadableImageError: the image is damaged.
         """
         if self._jpeg is None:
             return self._pixels
@@ -84,7 +93,7 @@ class Picture:
             try:
                 return simplejpeg.decode_jpeg(self._jpeg, **scaled)
             except ValueError as error:
-                if "extraneous bytes" not in str(error):  # These do no harm to the image.
+                if "extraneous bytes" not in str(error):  # Harmless to the image.
                     raise
             return simplejpeg.decode_jpeg(self._jpeg, strict=False, **scaled)
         except ValueError as error:
@@ -92,7 +101,16 @@ class Picture:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic interpolation to ``[height, width, C]``, without smoothing when it gets smaller."""
+    """Resizes an image by bicubic interpolation, without antialiasing.
+
+    Args:
+      image: ``[H, W, C]`` uint8.
+      height: of the result, pixels.
+      width: of the result, pixels.
+
+    Returns:
+      ``[height, width, C]`` uint8.
+    """
     if image.shape[:2] == (height, width):
         return image
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -1,20 +1,20 @@
-"""From places in the order of the data to arrays: reading, cropping, mixing, augmenting."""
+"""Training and evaluation examples: from indices to arrays of images and labels."""
 
 import dataclasses
 import functools
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 
-from nfnets_jax.data import transforms
-from nfnets_jax.data.decoding import Picture, resize
-from nfnets_jax.data.mixing import Mixing
-from nfnets_jax.data.randaugment import randaugment
+from nfnets_jax.data.augmentation import TrainTransform
+from nfnets_jax.data.batch_context import BatchContext, Stream
+from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.sources import ArraySource, Record, Source, fetch
+from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.errors import InputError, UnreadableImageError
 
-# Records in a row that are stepped over because none can be read.
-_STEPS_OVER = 100
+# Unreadable records in a row after which reading fails.
+_MAX_SKIPPED = 100
 
 
 class Batch(TypedDict):
@@ -23,7 +23,7 @@ class Batch(TypedDict):
     Attributes:
       image: ``[B, size, size, C]`` uint8.
       label: ``[B]`` int32.
-      unreadable: ``[U]`` strings, records that were to be read and could not, with the reason.
+      unreadable: ``[U]`` strings, the name and the reason of each image that could not be read.
     """
 
     image: np.ndarray
@@ -32,11 +32,11 @@ class Batch(TypedDict):
 
 
 class TrainBatch(Batch):
-    """Examples to learn from.
+    """Training examples.
 
     Attributes:
       other_label: ``[B]`` int32, of the image that this one is mixed with.
-      share: ``[B]`` float32, of ``label`` in the mixture; 1 where nothing is mixed.
+      share: ``[B]`` float32, weight of ``label`` against ``other_label``; 1 where nothing is mixed.
     """
 
     other_label: np.ndarray
@@ -44,285 +44,165 @@ class TrainBatch(Batch):
 
 
 class EvalBatch(Batch):
-    """Examples to be evaluated on.
+    """Evaluation examples.
 
     Attributes:
-      mask: ``[B]`` float32, 0 for those that do not count: they fill up the last batch, or stand
-        for an image that could not be read.
+      mask: ``[B]`` float32, 0 for an example that does not count: it fills up the last batch, or
+        its image could not be read.
     """
 
     mask: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """What is done to images before a network learns from them.
+class Examples(Protocol):
+    """A sequence of examples, as ``Batches`` divides it."""
 
-    Attributes:
-      size: side of the images, pixels.
-      crop: ``"inception"`` for photographs, ``"pad"`` for small images that are already cut,
-        ``"cut"`` for a part of them.
-      padding: largest shift of ``"pad"``, pixels.
-      reflect: whether images are mirrored at the edges that they are moved from, not black there.
-      flip: mirror every other image, left to right.
-      alternate: mirror an image every other epoch, from one drawn on, instead of by chance: Jordan
-        2024, arXiv:2404.00498, section 3.6. For ``flip``.
-      mixing: how two images become one.
-      layers, magnitude: of RandAugment; no layers for none of it.
-      mix_first: mix before RandAugment, as NFNets do, and not after it.
-      early_size, early_images: side that so many images from the first on are reduced to.
-    """
+    @property
+    def source(self) -> Source:
+        """The records that are read."""
+        ...
 
-    size: int
-    crop: str = "inception"
-    padding: int = 0
-    reflect: bool = False
-    flip: bool = False
-    alternate: bool = False
-    mixing: Mixing = Mixing()  # noqa: RUF009, it is frozen
-    layers: int = 0
-    magnitude: float = 0.0
-    mix_first: bool = True
-    early_size: int = 0
-    early_images: int = 0
+    @property
+    def group_size(self) -> int:
+        """Consecutive examples that are always loaded together."""
+        ...
 
-    def __post_init__(self) -> None:
-        if self.crop not in transforms.CROPS:
-            known = ", ".join(transforms.CROPS)
-            raise InputError(f"no crop {self.crop!r}; data.crop is one of {known}")
-        if self.layers < 0 or self.magnitude < 0:
-            raise InputError(
-                "RandAugment takes layers and a magnitude from 0 on, not "
-                f"{self.layers} and {self.magnitude}"
-            )
-        if self.early_images and not 0 < self.early_size <= self.size:
-            raise InputError(
-                f"data.early_size is {self.early_size}; it takes 1 to {self.size}, "
-                "data.image_size, or data.early_fraction 0"
-            )
+    def records(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the positions in the source of the examples at some indices, ``[B]``."""
+        ...
 
-
-@dataclasses.dataclass(frozen=True)
-class CenterCrop:
-    """The part of the images that is evaluated.
-
-    Attributes:
-      size: side of the result, pixels.
-      margin: what is cut off around it, pixels of the resized image, both sides together.
-      crop: ``"resize"`` the image first, or cut out the ``"padded"`` centre first.
-    """
-
-    size: int
-    margin: int = 0
-    crop: str = "resize"
-
-    def __post_init__(self) -> None:
-        if self.crop not in transforms.TEST_CROPS:
-            known = ", ".join(transforms.TEST_CROPS)
-            raise InputError(f"no crop {self.crop!r}; data.test_crop is one of {known}")
-
-    def __call__(self, picture: Picture) -> np.ndarray:
-        """``[size, size, C]`` uint8."""
-        crop = transforms.TEST_CROPS[self.crop]
-        return crop(picture.pixels(), self.size, self.margin)
+    def load(self, indices: np.ndarray) -> Batch:
+        """Loads the examples at some indices, ``[B]``: consecutive, in whole groups."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainExamples:
-    """An endless sequence of examples; every epoch holds each record once, in another order.
+    """An endless sequence of training examples.
 
-    An example depends on the seed and its place alone, and on its neighbour's if they are mixed:
-    those at an even place and the next are neighbours.
+    Each epoch holds every record once, in an order of its own. An example depends on the seed and
+    its index alone, and on the rest of its group if the transform combines a group.
+
+    Attributes:
+      source: the records to train on.
+      transform: decodes and augments the images.
+      seed: seed of the order and of the augmentation.
     """
 
     source: Source
-    augmentation: Augmentation
+    transform: TrainTransform
     seed: int
 
-    def load(self, places: np.ndarray) -> TrainBatch:
-        """The examples at some places.
+    @property
+    def group_size(self) -> int:
+        """Consecutive examples that the transform combines."""
+        return self.transform.group_size
 
-        Args:
-          places: ``[B]``, consecutive; where examples are mixed, in whole pairs; all of them early
-            ones or none.
-        """
-        rngs = _Generators(self.seed)
-        images, labels, unreadable = self._read(places, rngs)
-        images = self._move(images, places, rngs.table(int(places[0]), len(places)))
-        if places[0] < self.augmentation.early_images:
-            images = transforms.reduce(images, self.augmentation.early_size)
-        if not self.augmentation.mix_first:
-            images = self._randaugment(images, places, rngs)
-        images, shares = self._mix(images, places, rngs)
-        if self.augmentation.mix_first:
-            images = self._randaugment(images, places, rngs)
-        neighbour = np.arange(len(places)) ^ bool(self.augmentation.mixing)
-        return TrainBatch(
-            image=images,
-            label=labels,
-            other_label=labels[neighbour],
-            share=shares,
-            unreadable=np.array(unreadable, str),
-        )
-
-    def names(self, places: np.ndarray) -> list[str]:
-        """Of the records at some places, ``[B]``."""
-        return [record["name"] for record in fetch(self.source, self._records(places).tolist())]
-
-    def _records(self, places: np.ndarray) -> np.ndarray:
-        """Positions in the source."""
-        epochs, positions = np.divmod(places, len(self.source))
-        records = np.empty_like(places)
+    def records(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the positions in the source of the examples at some indices, ``[B]``."""
+        epochs, positions = np.divmod(indices, len(self.source))
+        records = np.empty_like(indices)
         for epoch in np.unique(epochs):
             order = _epoch_order(len(self.source), self.seed, int(epoch))
             records[epochs == epoch] = order[positions[epochs == epoch]]
         return records
 
-    def _read(
-        self, places: np.ndarray, rngs: "_Generators"
-    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Images of the right size, labels, and the names of records that cannot be read."""
-        records, size = self._records(places), self.augmentation.size
-        source, cut = self.source, self.augmentation.crop == "pad"
-        if isinstance(source, ArraySource) and cut and source.images.shape[1:3] == (size, size):
-            return source.images[records], source.labels[records].astype(np.int32), []
-        images, labels = [], np.empty(len(places), np.int32)
+    def load(self, indices: np.ndarray) -> TrainBatch:
+        """Loads the examples at some indices, ``[B]``: consecutive, in whole groups.
+
+        Raises:
+          InputError: a hundred images in a row cannot be read.
+        """
+        batch = BatchContext(self.seed, indices, self.records(indices), len(self.source))
+        images, labels, unreadable = self._read(batch)
+        augmented = self.transform.augment(images, batch)
+        return TrainBatch(
+            image=augmented.images,
+            label=labels,
+            other_label=labels[augmented.partners],
+            share=augmented.shares,
+            unreadable=np.array(unreadable, str),
+        )
+
+    def _read(self, batch: BatchContext) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Returns decoded images, their labels, and a message for each that cannot be read."""
+        source, size = self.source, self.transform.size
+        if (
+            isinstance(source, ArraySource)
+            and not self.transform.random_crop
+            and source.images.shape[1:3] == (size, size)
+        ):
+            return source.images[batch.records], source.labels[batch.records].astype(np.int32), []
+        images, labels = [], np.empty(len(batch.indices), np.int32)
         unreadable: list[str] = []
-        for index, record in enumerate(fetch(source, records.tolist())):
-            rng, position = rngs.at(int(places[index]), _CROP), int(records[index])
-            image, labels[index] = self._first_readable(record, position, rng, unreadable)
+        for i, record in enumerate(fetch(source, batch.records.tolist())):
+            rng = batch.rng(i, Stream.CROP)
+            image, labels[i] = self._decode(record, int(batch.records[i]), rng, unreadable)
             images.append(image)
         return np.stack(images), labels, unreadable
 
-    def _first_readable(
+    def _decode(
         self, record: Record, position: int, rng: np.random.Generator, unreadable: list[str]
     ) -> tuple[np.ndarray, int]:
-        """Image and label of a record or, if it cannot be read, of the next that can.
+        """Returns the image and label of a record, or of the next one that can be read.
 
-        What cannot be read is appended to ``unreadable``.
+        Appends a message to ``unreadable`` for each record that cannot.
         """
-        for step in range(1, _STEPS_OVER + 1):
+        for step in range(1, _MAX_SKIPPED + 1):
             try:
-                return self._crop(Picture(record["image"], record["name"]), rng), record["label"]
+                picture = Picture(record["image"], record["name"])
+                return self.transform.decode(picture, rng), record["label"]
             except UnreadableImageError as error:
                 unreadable.append(str(error))
                 record = self.source[(position + step) % len(self.source)]
         raise InputError(
-            f"{_STEPS_OVER} images in a row cannot be read, the last: {unreadable[-1]}"
+            f"{_MAX_SKIPPED} images in a row cannot be read, the last: {unreadable[-1]}"
         )
-
-    def _crop(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
-        size = self.augmentation.size
-        if self.augmentation.crop == "inception":
-            return transforms.inception_crop(picture, size, rng)
-        if self.augmentation.crop == "cut":
-            return transforms.random_cut(picture, size, rng)
-        return resize(picture.pixels(), size, size)
-
-    def _move(self, images: np.ndarray, places: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Images shifted and mirrored by random numbers ``[B, 4]``; the given ones may change."""
-        padding = self.augmentation.padding
-        if padding and self.augmentation.crop == "pad":
-            offsets = np.floor(draws[:, :2] * (2 * padding + 1)).astype(int) - padding
-            images = transforms.shift(images, offsets, self.augmentation.reflect)
-        if self.augmentation.flip:
-            mirrored = draws[:, 2] < 0.5
-            if self.augmentation.alternate:
-                first = _first_mirrored(len(self.source), self.seed)[self._records(places)]
-                mirrored = first ^ (places // len(self.source) % 2 == 1)
-            transforms.mirror(images, mirrored)
-        return images
-
-    def _mix(
-        self, images: np.ndarray, places: np.ndarray, rngs: "_Generators"
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The images mixed with their neighbours, and their own shares."""
-        shares = np.ones(len(images), np.float32)
-        if not self.augmentation.mixing:
-            return images, shares
-        mixtures = np.empty_like(images)
-        for index, place in enumerate(places):
-            mixtures[index], shares[index] = self.augmentation.mixing.mix(
-                images[index], images[index ^ 1], place // 2, rngs.at(place, _MIX)
-            )
-        return mixtures, shares
-
-    def _randaugment(
-        self, images: np.ndarray, places: np.ndarray, rngs: "_Generators"
-    ) -> np.ndarray:
-        layers, magnitude = self.augmentation.layers, self.augmentation.magnitude
-        if not layers:
-            return images
-        augmented = np.empty_like(images)
-        for index, place in enumerate(places):
-            rng = rngs.at(place, _RANDAUGMENT)
-            augmented[index] = randaugment(images[index], layers, magnitude, rng)
-        return augmented
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalExamples:
-    """Every record once, in order; after the last one, examples that do not count."""
+    """Every record once, in order; indices beyond the last yield examples that do not count.
+
+    Attributes:
+      source: the records to evaluate on.
+      crop: crops the pictures.
+      channels: of the images.
+    """
 
     source: Source
     crop: CenterCrop
     channels: int
 
-    def load(self, places: np.ndarray) -> EvalBatch:
-        """The examples at some places, ``[B]``."""
+    @property
+    def group_size(self) -> int:
+        """1: examples are independent."""
+        return 1
+
+    def records(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the positions in the source of the examples at some indices, up to ``[B]``."""
+        return indices[indices < len(self.source)]
+
+    def load(self, indices: np.ndarray) -> EvalBatch:
+        """Loads the examples at some indices, ``[B]``."""
         size = self.crop.size
-        images = np.zeros((len(places), size, size, self.channels), np.uint8)
-        labels, mask = np.zeros(len(places), np.int32), np.zeros(len(places), np.float32)
+        images = np.zeros((len(indices), size, size, self.channels), np.uint8)
+        labels, mask = np.zeros(len(indices), np.int32), np.zeros(len(indices), np.float32)
         unreadable = []
-        records = fetch(self.source, places[places < len(self.source)].tolist())
-        for index, record in enumerate(records):
+        for i, record in enumerate(fetch(self.source, self.records(indices).tolist())):
             try:
-                images[index] = self.crop(Picture(record["image"], record["name"]))
+                images[i] = self.crop(Picture(record["image"], record["name"]))
             except UnreadableImageError as error:
                 unreadable.append(str(error))
             else:
-                labels[index], mask[index] = record["label"], 1
+                labels[i], mask[i] = record["label"], 1
         return EvalBatch(
             image=images, label=labels, mask=mask, unreadable=np.array(unreadable, str)
         )
 
 
-# What the random numbers of an example are for.
-_CROP, _MOVE, _MIX, _RANDAUGMENT = range(4)
-
-
-class _Generators:
-    """Random numbers of each example's own, whatever is drawn for others."""
-
-    def __init__(self, seed: int):
-        self._bits = np.random.Philox(key=np.array([seed, 0], np.uint64))
-        self._state = self._bits.state
-        self._generator = np.random.Generator(self._bits)
-
-    def at(self, place: int, purpose: int) -> np.random.Generator:
-        """At the beginning of what an example has for a purpose; until the next call."""
-        return self._seek(0, purpose, place)
-
-    def table(self, first: int, count: int) -> np.ndarray:
-        """Four numbers in [0, 1) for each of so many examples, ``[count, 4]``, at little cost."""
-        return self._seek(first, _MOVE, 0).random((count, 4))
-
-    def _seek(self, *counter: int) -> np.random.Generator:
-        # Setting the state of one generator takes a tenth of the time of making another.
-        self._state["state"]["counter"][:3] = counter
-        self._bits.state = self._state
-        return self._generator
-
-
 @functools.lru_cache(maxsize=4)
 def _epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The records of an epoch, in its order."""
+    """Returns the records of an epoch in its order, ``[length]``."""
     bits = np.random.Philox(key=np.array([seed, 1], np.uint64), counter=[0, 0, epoch, 0])
     return np.random.Generator(bits).permutation(length)
-
-
-@functools.lru_cache(maxsize=4)
-def _first_mirrored(length: int, seed: int) -> np.ndarray:
-    """Which records are mirrored in the first epoch where epochs alternate, ``[length]`` bools."""
-    bits = np.random.Philox(key=np.array([seed, 2], np.uint64))
-    return np.random.Generator(bits).random(length) < 0.5

@@ -1,4 +1,4 @@
-"""MixUp and CutMix: an image and its neighbour become one, and the labels share it."""
+"""MixUp and CutMix: mixtures of two images, whose labels are weighted by their shares."""
 
 import dataclasses
 import math
@@ -11,15 +11,19 @@ from nfnets_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """How neighbours are mixed: the first with the second, the third with the fourth, and so on.
+    """The mixing of neighbours in pairs: the first with the second, the third with the fourth.
 
-    Each image of a pair gets its own mixture of the two. With both ways on, every other pair is
-    mixed by MixUp and the rest by CutMix (NFNets, section 6.1).
+    Each image of a pair becomes a mixture of its own. With MixUp and CutMix both on, pairs
+    alternate between them (Brock et al. 2021b, arXiv:2102.06171, section 6.1). An object that mixes
+    nothing is false.
 
     Attributes:
       mixup_alpha: of the distribution Beta(alpha, alpha) of shares (Zhang et al. 2018,
         arXiv:1710.09412); 0 for no MixUp.
       cutmix: whether to mix by CutMix (Yun et al. 2019, arXiv:1905.04899).
+
+    Raises:
+      InputError: ``mixup_alpha`` is negative or not finite.
     """
 
     mixup_alpha: float = 0.0
@@ -35,15 +39,16 @@ class Mixing:
     def mix(
         self, image: np.ndarray, other: np.ndarray, pair: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, float]:
-        """One image of a pair and the other of it.
+        """Mixes one image of a pair with the other.
 
         Args:
-          image, other: ``[H, W, C]`` uint8.
-          pair: position of the pair, by which it is decided how to mix.
-          rng: of this image alone.
+          image: ``[H, W, C]`` uint8.
+          other: ``[H, W, C]`` uint8.
+          pair: index of the pair, which decides between MixUp and CutMix.
+          rng: random numbers of this image.
 
         Returns:
-          The mixture, and the first image's share of it.
+          The mixture, ``[H, W, C]`` uint8, and the share of ``image`` in it.
         """
         if self.mixup_alpha and not (self.cutmix and pair % 2):
             return mixup(image, other, rng.beta(self.mixup_alpha, self.mixup_alpha))
@@ -52,22 +57,23 @@ class Mixing:
 
 
 def mixup(image: np.ndarray, other: np.ndarray, share: float) -> tuple[np.ndarray, float]:
-    """``share`` of the one and the rest of the other."""
+    """Blends two images ``[H, W, C]`` uint8; returns the mixture and the share of the first."""
     return cv2.addWeighted(image, share, other, 1 - share, 0).reshape(image.shape), share
 
 
 def cutmix(
     image: np.ndarray, other: np.ndarray, share: float, center: tuple[float, float]
 ) -> tuple[np.ndarray, float]:
-    """The image with a part of the other over it, a rectangle of the same shape as both.
+    """Pastes a rectangle of another image, with the image's proportions, onto an image.
 
     Args:
-      image, other: ``[H, W, C]`` uint8.
-      share: of the image that is left if the whole rectangle is inside.
-      center: row and column of the rectangle's middle.
+      image: ``[H, W, C]`` uint8.
+      other: ``[H, W, C]`` uint8.
+      share: of the image that stays visible if the whole rectangle lies inside.
+      center: row and column of the rectangle's center, pixels.
 
     Returns:
-      The mixture, and the share that is left.
+      The mixture, ``[H, W, C]`` uint8, and the share of the image that stays visible.
     """
     height, width = image.shape[:2]
     side = math.sqrt(1 - share) / 2

@@ -1,5 +1,6 @@
-"""Cropping: from pictures of any size to arrays of the model's size."""
+"""Crops, shifts and flips: from images of any size to arrays of the model's size."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -10,17 +11,20 @@ import numpy as np
 from nfnets_jax.data.decoding import Picture, resize
 from nfnets_jax.errors import InputError
 
+_INCEPTION_ATTEMPTS = 10
+
 
 def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of the picture as a square (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+    """Crops a random part of a picture to a square.
 
-    The part covers 8 to 100% of the picture, uniformly, and is 3/4 to 4/3 times as wide as high,
-    uniformly in the logarithm. Where ten draws do not fit, it is the largest central square.
+    The part covers 8 to 100% of the area, uniformly, and its width is 3/4 to 4/3 of its height,
+    uniformly in the logarithm. Where ten draws do not fit, it is the largest central square
+    (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
     Args:
-      picture: a JPEG is decoded at a part of its size if that is enough.
+      picture: decoded at a fraction of its resolution where that suffices.
       size: side of the result, pixels.
-      rng: of this image alone.
+      rng: random numbers of this image.
 
     Returns:
       ``[size, size, C]`` uint8.
@@ -33,11 +37,9 @@ def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.
     return resize(pixels[rows, columns], size, size)
 
 
-def _inception_box(
-    height: int, width: int, rng: np.random.Generator, attempts: int = 10
-) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the part, pixels."""
-    for _ in range(attempts):
+def _inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draws the part's top, left, height and width, pixels."""
+    for _ in range(_INCEPTION_ATTEMPTS):
         area = height * width * rng.uniform(0.08, 1.0)
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -47,68 +49,40 @@ def _inception_box(
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def random_cut(picture: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square of the picture at its own resolution.
-
-    Args:
-      picture: one as large as the result at least.
-      size: side of the result, pixels.
-      rng: of this image alone.
-
-    Returns:
-      ``[size, size, C]`` uint8.
-
-    Raises:
-      InputError: the picture is smaller.
-    """
-    down, right = picture.height - size, picture.width - size
-    if min(down, right) < 0:
-        raise InputError(
-            f"an image of {picture.width}x{picture.height} pixels has no part of {size}x{size} for "
-            "data.crop=cut; data.crop=pad enlarges it"
-        )
-    top, left = int(rng.integers(down + 1)), int(rng.integers(right + 1))
-    return picture.pixels()[top : top + size, left : left + size]
-
-
 def shift(images: np.ndarray, offsets: np.ndarray, reflect: bool = False) -> np.ndarray:
-    """Images moved by whole pixels.
+    """Shifts images by whole pixels.
 
     Args:
       images: ``[N, H, W, C]``.
       offsets: ``[N, 2]`` integers, down and to the right.
-      reflect: whether to mirror what is left at the edges it moved from, instead of black there.
+      reflect: mirror the image into the border that it uncovers, instead of black.
+
+    Returns:
+      ``[N, H, W, C]``.
     """
     height, width = images.shape[1:3]
     margin = int(np.abs(offsets).max(initial=0))
     around = ((0, 0), (margin, margin), (margin, margin), (0, 0))
     padded = np.pad(images, around, mode="reflect" if reflect else "constant")
-    moved = np.empty_like(images)
+    shifted = np.empty_like(images)
     for index, (top, left) in enumerate((margin - offsets).tolist()):
-        moved[index] = padded[index, top : top + height, left : left + width]
-    return moved
+        shifted[index] = padded[index, top : top + height, left : left + width]
+    return shifted
 
 
-def reduce(images: np.ndarray, size: int) -> np.ndarray:
-    """Smaller images ``[N, size, size, C]``, a pixel the mean of the area that it covers."""
-    reduced = np.empty((len(images), size, size, images.shape[-1]), images.dtype)
-    for index, image in enumerate(images):
-        smaller = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-        reduced[index] = smaller.reshape(size, size, -1)
-    return reduced
+def flip(images: np.ndarray, chosen: np.ndarray) -> None:
+    """Flips some images left to right, in place.
 
-
-def mirror(images: np.ndarray, chosen: np.ndarray) -> None:
-    """Exchanges left and right, in place, of some of the images ``[N, H, W, C]``.
-
-    ``chosen`` are ``[N]`` booleans.
+    Args:
+      images: ``[N, H, W, C]``.
+      chosen: ``[N]`` booleans.
     """
     for index in np.flatnonzero(chosen).tolist():
         cv2.flip(images[index], 1, dst=images[index])  # NumPy takes thirty times as long.
 
 
 def center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
-    """The central square of the image, its shorter side resized to ``size + margin`` pixels."""
+    """Resizes the shorter side to ``size + margin`` pixels and crops the central square."""
     height, width = image.shape[:2]
     scale = (size + margin) / min(height, width)
     image = resize(image, max(size, round(height * scale)), max(size, round(width * scale)))
@@ -117,14 +91,65 @@ def center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
 
 
 def padded_center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
-    """The same part of the image as ``center_crop``, cut out first and then resized."""
+    """Crops the same part of the image as ``center_crop``, then resizes it."""
     height, width = image.shape[:2]
     side = round(min(height, width) * size / (size + margin))
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
     return resize(image[top : top + side, left : left + side], size, size)
 
 
-CROPS = ("inception", "cut", "pad")
-TEST_CROPS: Mapping[str, Callable[[np.ndarray, int, int], np.ndarray]] = MappingProxyType(
+EVAL_CROPS: Mapping[str, Callable[[np.ndarray, int, int], np.ndarray]] = MappingProxyType(
     {"resize": center_crop, "padded": padded_center_crop}
 )
+
+
+def eval_crop(image: np.ndarray, size: int, margin: int = 0, crop: str = "resize") -> np.ndarray:
+    """Crops and resizes an image for evaluation.
+
+    The result shows the central square whose side is ``size / (size + margin)`` of the image's
+    shorter side.
+
+    Args:
+      image: ``[H, W, C]`` uint8.
+      size: side of the result, pixels.
+      margin: pixels that are cropped from the resized image's shorter side, both ends together.
+      crop: ``"resize"`` the image before cropping, or crop the ``"padded"`` center first.
+
+    Returns:
+      ``[size, size, C]`` uint8.
+
+    Raises:
+      InputError: no crop has this name.
+    """
+    _check(crop)
+    return EVAL_CROPS[crop](image, size, margin)
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterCrop:
+    """The crop of a picture for evaluation: ``eval_crop`` with its settings.
+
+    Attributes:
+      size: side of the result, pixels.
+      margin: pixels that are cropped from the resized image's shorter side, both ends together.
+      crop: ``"resize"`` the image before cropping, or crop the ``"padded"`` center first.
+
+    Raises:
+      InputError: no crop has this name.
+    """
+
+    size: int
+    margin: int = 0
+    crop: str = "resize"
+
+    def __post_init__(self) -> None:
+        _check(self.crop)
+
+    def __call__(self, picture: Picture) -> np.ndarray:
+        """Returns the cropped picture, ``[size, size, C]`` uint8."""
+        return eval_crop(picture.pixels(), self.size, self.margin, self.crop)
+
+
+def _check(crop: str) -> None:
+    if crop not in EVAL_CROPS:
+        raise InputError(f"no crop {crop!r} for evaluation; there are {', '.join(EVAL_CROPS)}")

@@ -9,6 +9,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from nfnets_jax.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models import efficientnet, nf_regnet, nf_resnet, nfnet, resnet
@@ -145,7 +146,9 @@ class Model:
     def data_config(self) -> DataConfig:
         """The images that the model expects: sizes, normalization, crop."""
         config = self.config
-        return DataConfig(config.train_size, config.test_size, _MEAN, _STD, "resize")
+        return DataConfig(
+            config.train_size, config.test_size, IMAGENET_MEAN, IMAGENET_STD, "resize"
+        )
 
     def init(
         self, rng: jax.Array, images: jax.Array, is_training: bool = True
@@ -334,10 +337,6 @@ def register_model(name: str, config_or_module: NetworkConfig | Callable[[int], 
 def list_models(pattern: str = "*") -> list[str]:
     """Returns the names of models that match a shell-style pattern such as ``"nfnet_f?"``."""
     return fnmatch.filter(_REGISTRY, pattern)
-
-
-# Of ImageNet's training images (Krizhevsky et al. 2012), as is usual.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _example_keys(rng: jax.Array, examples: int) -> jax.Array:

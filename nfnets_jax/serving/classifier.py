@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from nfnets_jax.data.decoding import Picture
-from nfnets_jax.data.examples import CenterCrop
-from nfnets_jax.data.sources import imagenet_classes, normalization
+from nfnets_jax.data.normalization import mean_and_std
+from nfnets_jax.data.sources import imagenet_classes
+from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.registry import create_model
@@ -77,7 +78,7 @@ class Classifier:
         Raises:
           InputError: the names are not as many as the classes.
         """
-        mean, std = normalization(data)
+        mean, std = mean_and_std(data)
         self.view = View(**dataclasses.asdict(crop), channels=len(mean))
         self.num_classes = num_classes
         if class_names is not None and len(class_names) != self.num_classes:

@@ -13,8 +13,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from nfnets_jax.data.pipeline import Batches, Reader
-from nfnets_jax.data.unreadable import Unreadable
+from nfnets_jax.data.pipeline import Batches
+from nfnets_jax.data.read_errors import ReadErrors
+from nfnets_jax.data.reader import Reader
 from nfnets_jax.training import hosts, reporting, telemetry
 from nfnets_jax.training.checkpoints import Checkpoints
 from nfnets_jax.training.divergence import Diverged, Watch
@@ -141,10 +142,10 @@ def _train_steps(
     config, done = plan.config, int(host_state.step)
     start = time.monotonic() - progress["seconds"]
     share = config.data.max_unreadable
-    train_account = Unreadable(
+    train_account = ReadErrors(
         "training images", len(plan.dataset.train), share, report.say, progress["unreadable"]
     )
-    test_account = Unreadable("test images", len(plan.dataset.test or ()), share, report.say)
+    test_account = ReadErrors("test images", len(plan.dataset.test or ()), share, report.say)
     state = plan.to_devices(host_state)
     evaluate = make_evaluate(plan.model, plan.dataset, devices=plan.devices)
     schedule = learning_rate(config)
@@ -185,7 +186,7 @@ def _train_steps(
                 pending = []
                 looks = [metrics.pop("clipping", None) for metrics in taken]
                 figures = _mean(taken) | {"learning_rate": float(schedule(step - 1))}
-                report.train(step, figures | {"unreadable": len(train_account.names)})
+                report.train(step, figures | {"unreadable": len(train_account.messages)})
                 for number, look in enumerate(looks, step - len(taken) + 1):
                     if look is not None and number % config.look_every == 0:
                         report.clipping(number, telemetry.named_figures(plan.model.unstacked(look)))
@@ -206,7 +207,7 @@ def _train_steps(
                     host_state = plan.to_host(state)
                     progress = {
                         "batches": batches.position,
-                        "unreadable": train_account.names,
+                        "unreadable": train_account.messages,
                         "seconds": time.monotonic() - start,
                     }
                     saved.save(step, host_state, progress, accuracy)
@@ -264,7 +265,7 @@ def _read(plan: Plan, batches: Batches, report: reporting.Reporter, start: int =
         return names.tolist(), transfer(batch, plan.devices)
 
     workers = plan.config.data.num_workers
-    return Reader(batches, start, workers, prepare=prepare, tell=report.say)
+    return Reader(batches, start, workers, prepare=prepare, warn=report.say)
 
 
 def _evaluate(
@@ -272,7 +273,7 @@ def _evaluate(
     evaluate: Any,
     state: TrainState,
     report: reporting.Reporter,
-    account: Unreadable,
+    account: ReadErrors,
 ) -> dict[str, float]:
     """Metrics over all test images, of the parameters and of their moving average.
 
@@ -295,4 +296,4 @@ def _evaluate(
     means = {name: total / examples for name, total in totals.items()}
     if not plan.config.ema_decay:
         means |= {f"ema_{name}": mean for name, mean in means.items()}
-    return means | {"examples": examples, "unreadable": len(account.names)}
+    return means | {"examples": examples, "unreadable": len(account.messages)}

@@ -1,19 +1,10 @@
 """What is minimized, and what is measured beside it."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import optax
 
-
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """``[N, H, W, C]`` uint8 to float32 of about zero mean and unit variance.
-
-    ``mean`` and ``std`` are a channel's, of pixels in [0, 1].
-    """
-    pixels = images.astype(jnp.float32) / 255
-    return (pixels - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+from nfnets_jax.data.normalization import normalize as normalize
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:

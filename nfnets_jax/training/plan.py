@@ -11,9 +11,11 @@ import numpy as np
 import optax
 
 from nfnets_jax.data import pipeline
-from nfnets_jax.data.examples import Augmentation, CenterCrop
+from nfnets_jax.data.augmentation import find_augmentation
 from nfnets_jax.data.mixing import Mixing
+from nfnets_jax.data.read_errors import check_readable
 from nfnets_jax.data.sources import Dataset, open_dataset
+from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.counting import Summary, summarize
 from nfnets_jax.models.registry import Model, create_model
@@ -107,28 +109,22 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         dataset = dataset.hold_out(data.holdout)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     for source in filter(None, (dataset.train, dataset.test)):
-        pipeline.check_readable(source)
-    if not 0 <= data.early_fraction <= 1:
-        raise InputError(f"data.early_fraction is {data.early_fraction}; it takes 0 to 1")
+        check_readable(source)
     augment = config.augment
     if augment.randaugment_layers and dataset.channels != 3:
         raise InputError(
             f"augment.randaugment_layers is {augment.randaugment_layers}, and the images of "
             f"{data.name} have no colors: 0 layers are right for them"
         )
-    augmentation = Augmentation(
+    augmentation = find_augmentation(augment.name)(
         size=data.image_size,
         crop=data.crop,
         padding=data.padding,
         reflect=data.reflect,
         flip=data.flip,
-        alternate=data.flip_alternately,
         mixing=Mixing(augment.mixup_alpha, augment.cutmix),
-        layers=augment.randaugment_layers,
-        magnitude=augment.randaugment_magnitude,
-        mix_first=augment.mix_first,
-        early_size=data.early_size,
-        early_images=round(data.early_fraction * config.num_steps) * config.batch_size,
+        randaugment_layers=augment.randaugment_layers,
+        randaugment_magnitude=augment.randaugment_magnitude,
     )
     model = build(num_classes=len(dataset.class_names))
     height = heights(model, dataset.channels)

@@ -43,7 +43,7 @@ JPEG = encode(IMAGE, "JPEG", quality=95)
         (encode(IMAGE, "JPEG", quality=95, progressive=True), IMAGE),
         (encode(IMAGE, "JPEG", "L", quality=95), GRAY),
         (encode(IMAGE, "JPEG", "CMYK", quality=95), IMAGE),
-        (encode(IMAGE, "PNG"), IMAGE),  # The record is called a JPEG; the bytes decide.
+        (encode(IMAGE, "PNG"), IMAGE),  # Under a JPEG's name: the content decides.
         (encode(IMAGE, "PNG", "L"), GRAY),
         (encode(IMAGE, "PNG", "RGBA"), IMAGE),
         (encode(IMAGE, "PNG", "P"), np.asarray(Image.fromarray(IMAGE).convert("P").convert("RGB"))),
@@ -82,26 +82,26 @@ def whole(kind: str) -> bytes:
     ],
     ids=["empty", "text", "JPEG", "JPEG header", "PNG", "BMP", "WebP", "zeros"],
 )
-def test_what_is_damaged_is_named(content: bytes) -> None:
+def test_a_damaged_file_is_named_in_the_error(content: bytes) -> None:
     with pytest.raises(UnreadableImageError, match="^photos/cat.jpg: "):
         decode(content)
 
 
-def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(JPEG)
     assert Picture(tmp_path / "cat.jpg", "it").pixels().shape == IMAGE.shape
     with pytest.raises(UnreadableImageError, match="^it: No such file or directory$"):
         Picture(tmp_path / "dog.jpg", "it")
 
 
-def test_extraneous_bytes_do_no_harm() -> None:
-    """As a few photographs of ImageNet have them, before the end of the image."""
+def test_extraneous_bytes_are_ignored() -> None:
+    """A few photographs of ImageNet have some before the end of the image."""
     padded = JPEG[:-2] + bytes(5) + JPEG[-2:]
     np.testing.assert_array_equal(decode(padded), decode(JPEG))
 
 
 @pytest.mark.parametrize("shrink", [1.9, 2.0, 5.3])
-def test_a_jpeg_may_come_smaller_but_not_by_more_than_asked(shrink: float) -> None:
+def test_a_jpeg_shrinks_by_the_requested_factor_at_most(shrink: float) -> None:
     large = smooth(400, 600)
     pixels = decode(encode(large, "JPEG", quality=95), shrink)
     assert 400 / shrink <= pixels.shape[0] <= 400
@@ -110,7 +110,7 @@ def test_a_jpeg_may_come_smaller_but_not_by_more_than_asked(shrink: float) -> No
     assert np.abs(pixels.astype(int) - reduced).mean() < 3
 
 
-def test_resizing_keeps_channels_and_what_has_the_size() -> None:
+def test_resizing_keeps_channels_and_returns_images_of_the_size_unchanged() -> None:
     assert resize(IMAGE, 60, 84) is IMAGE
     assert resize(IMAGE[..., :1], 30, 42).shape == (30, 42, 1)
     enlarged = resize(IMAGE, 120, 168)

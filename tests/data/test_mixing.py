@@ -13,14 +13,14 @@ def test_mixup_is_the_weighted_mean() -> None:
     np.testing.assert_allclose(mixture, 0.3 * 255, atol=0.51)
 
 
-def test_cutmix_pastes_a_rectangle_of_the_images_shape() -> None:
+def test_cutmix_pastes_a_rectangle_of_the_images_proportions() -> None:
     mixture, share = cutmix(WHITE, BLACK, 0.75, (10, 15))
     expected = WHITE.copy()
     expected[5:15, 8:22] = 0
     np.testing.assert_array_equal(mixture[5:15, 8:22], 0)
     assert share == pytest.approx(mixture.mean() / 255)
     assert share == pytest.approx(0.75, abs=0.03)
-    mixture, share = cutmix(WHITE, BLACK, 0.75, (0, 0))  # Three quarters of it are outside.
+    mixture, share = cutmix(WHITE, BLACK, 0.75, (0, 0))  # Three quarters of it lie outside.
     assert share == pytest.approx(1 - 0.25 / 4, abs=0.02)
     assert share == pytest.approx(mixture.mean() / 255)
 
@@ -29,7 +29,7 @@ def test_cutmix_pastes_a_rectangle_of_the_images_shape() -> None:
     ("mixing", "pairs_by_mixup"),
     [(Mixing(0.2, False), {0, 1}), (Mixing(0.0, True), set()), (Mixing(0.2, True), {0})],
 )
-def test_shares_are_of_what_is_seen(mixing: Mixing, pairs_by_mixup: set[int]) -> None:
+def test_shares_are_those_of_the_pixels(mixing: Mixing, pairs_by_mixup: set[int]) -> None:
     shares: dict[int, list[float]] = {0: [], 1: []}
     for seed in range(600):
         pair = seed % 2
@@ -44,7 +44,7 @@ def test_shares_are_of_what_is_seen(mixing: Mixing, pairs_by_mixup: set[int]) ->
             assert np.std(seen) == pytest.approx(0.423, abs=0.03)
 
 
-def test_no_mixing_is_false_and_a_wrong_alpha_is_named() -> None:
+def test_no_mixing_is_false_and_a_negative_alpha_is_refused() -> None:
     assert not Mixing()
     assert Mixing(cutmix=True)
     with pytest.raises(InputError, match="mixup_alpha is -1"):

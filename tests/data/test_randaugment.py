@@ -1,4 +1,4 @@
-"""Each operation against Pillow's, on photographs."""
+"""Compares each operation with Pillow's, on photographs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ GRAY = (128, 128, 128)
 
 
 def moved(image: Image.Image, *matrix: float) -> Image.Image:
-    """By a matrix from places in the result to places in the image, as Pillow takes it."""
+    """Transforms an image by the matrix from output to input coordinates, which Pillow takes."""
     return image.transform(
         image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=GRAY
     )
@@ -23,7 +23,7 @@ def moved(image: Image.Image, *matrix: float) -> Image.Image:
 
 Reference = Callable[[Image.Image, float], Image.Image]
 
-# At magnitude m, of an operation that moves things, to the side that the generator's sign says.
+# Each at magnitude m; a geometric operation goes to the side of the sign of m.
 REFERENCES: dict[str, Reference] = {
     "auto_contrast": lambda image, m: ImageOps.autocontrast(image),
     "equalize": lambda image, m: ImageOps.equalize(image),
@@ -46,7 +46,7 @@ REFERENCES: dict[str, Reference] = {
 
 
 class Signed:
-    """A generator whose next sign is known."""
+    """A generator whose next sign is fixed."""
 
     def __init__(self, sign: int):
         self._sign = sign
@@ -67,7 +67,7 @@ def photographs(shared: Path) -> list[np.ndarray]:
 def test_operations_agree_with_pillow(
     name: str, sign: int, magnitude: int, photographs: list[np.ndarray]
 ) -> None:
-    """To 2 levels of 256 at every pixel; where pixels move, all but 1 of 200 come out the same."""
+    """Allows 2 levels of 256 at every pixel; in a rotation 1 pixel of 200 may differ by more."""
     for image in photographs:
         ours = randaugment.OPERATIONS[name](image, magnitude, Signed(sign))  # type: ignore[arg-type]
         theirs = np.asarray(REFERENCES[name](Image.fromarray(image), sign * magnitude))
@@ -77,7 +77,7 @@ def test_operations_agree_with_pillow(
         assert off.mean() <= (0.005 if name == "rotate" else 0)
 
 
-def test_cutout_grays_a_square_as_far_as_it_is_inside() -> None:
+def test_cutout_grays_the_part_of_a_square_inside_the_image() -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     covered = randaugment.cutout(image, 4, (2, 15))
     expected = np.zeros_like(image)
@@ -91,7 +91,7 @@ def test_cutout_grays_a_square_as_far_as_it_is_inside() -> None:
     assert max(side.sum() for side in sides) == 80 * 80
 
 
-def test_layers_take_operations_evenly_and_leave_the_image_as_it_was() -> None:
+def test_operations_are_uniform_and_leave_their_input_unchanged() -> None:
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     before, seen = image.copy(), dict.fromkeys(randaugment.OPERATIONS, 0)
     outcomes = {

@@ -16,12 +16,12 @@ def picture(image: np.ndarray) -> Picture:
     return Picture(image, "it")
 
 
-def test_inception_crops_cover_the_declared_shares_and_shapes() -> None:
+def test_inception_crops_have_the_published_areas_and_ratios() -> None:
     image, areas, ratios = picture(gradient(200, 240)), [], []
     for seed in range(400):
         crop = transforms.inception_crop(image, 64, np.random.default_rng(seed)).astype(float)
         assert crop.shape == (64, 64, 3)
-        # The gradient's steepness tells how much of the image each way was taken.
+        # The slope of the gradient shows the height and the width of the part.
         height = (crop[48, :, 0].mean() - crop[16, :, 0].mean()) * 2
         width = (crop[:, 48, 1].mean() - crop[:, 16, 1].mean()) * 2
         areas.append(height * width / (200 * 240))
@@ -32,26 +32,12 @@ def test_inception_crops_cover_the_declared_shares_and_shapes() -> None:
     assert 0.7 < min(ratios) < 0.78 < 1.25 < max(ratios) < 1.4
 
 
-def test_an_image_no_crop_fits_gives_its_centre() -> None:
+def test_the_inception_crop_of_an_image_that_none_fits_is_its_center() -> None:
     crop = transforms.inception_crop(picture(gradient(4, 200)), 4, np.random.default_rng(0))
     np.testing.assert_array_equal(crop, gradient(4, 200)[:, 98:102])
 
 
-def test_a_cut_is_any_part_of_the_image() -> None:
-    image = np.arange(30, dtype=np.uint8).reshape(5, 6, 1)
-    rng = np.random.default_rng(0)
-    corners = set()
-    for _ in range(200):
-        cut = transforms.random_cut(picture(image), 3, rng)
-        top, left = divmod(int(cut[0, 0, 0]), 6)
-        np.testing.assert_array_equal(cut, image[top : top + 3, left : left + 3])
-        corners.add((top, left))
-    assert corners == {(top, left) for top in range(3) for left in range(4)}
-    with pytest.raises(InputError, match="6x5 pixels has no part of 6x6"):
-        transforms.random_cut(picture(image), 6, rng)
-
-
-def test_shifted_images_are_black_where_they_left() -> None:
+def test_a_shift_uncovers_black() -> None:
     image = gradient(5, 6) + 1
     offsets = np.array([[0, 0], [2, 0], [-1, 3], [0, -2], [1, 1]])
     moved = transforms.shift(np.stack([image] * 5), offsets)
@@ -63,7 +49,7 @@ def test_shifted_images_are_black_where_they_left() -> None:
                 np.testing.assert_array_equal(result[row, column], expected)
 
 
-def test_shifted_images_are_mirrored_where_they_left() -> None:
+def test_a_reflecting_shift_uncovers_the_mirrored_image() -> None:
     image = np.arange(6 * 7).reshape(6, 7, 1).astype(np.uint8)
     moved = transforms.shift(np.stack([image] * 2), np.array([[2, -1], [0, 0]]), reflect=True)
     np.testing.assert_array_equal(moved[0], image[[2, 1, 0, 1, 2, 3]][:, [1, 2, 3, 4, 5, 6, 5]])
@@ -71,25 +57,42 @@ def test_shifted_images_are_mirrored_where_they_left() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_only_the_chosen_are_mirrored(channels: int) -> None:
+def test_only_the_chosen_images_are_flipped(channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 5, 6, channels), np.uint8)
-    mirrored = images.copy()
-    transforms.mirror(mirrored, np.array([True, False, False, True]))
-    np.testing.assert_array_equal(mirrored[1:3], images[1:3])
-    np.testing.assert_array_equal(mirrored[[0, 3]], images[[0, 3], :, ::-1])
+    flipped = images.copy()
+    transforms.flip(flipped, np.array([True, False, False, True]))
+    np.testing.assert_array_equal(flipped[1:3], images[1:3])
+    np.testing.assert_array_equal(flipped[[0, 3]], images[[0, 3], :, ::-1])
 
 
-def test_center_crop_cuts_the_margin_off_evenly() -> None:
+@pytest.mark.parametrize("crop", transforms.EVAL_CROPS)
+def test_evaluation_crops_the_margin_evenly(crop: str) -> None:
     image = gradient(40, 60)
-    np.testing.assert_array_equal(transforms.center_crop(image, 32, 8), image[4:36, 14:46])
-    assert transforms.center_crop(image, 64, 16).shape == (64, 64, 3)
+    np.testing.assert_array_equal(transforms.eval_crop(image, 32, 8, crop), image[4:36, 14:46])
+    assert transforms.eval_crop(image, 64, 16, crop).shape == (64, 64, 3)
+    assert transforms.eval_crop(image[..., :1], 20, 0, crop).shape == (20, 20, 1)
 
 
-def test_both_center_crops_see_the_same_part() -> None:
+def test_both_crops_for_evaluation_show_the_same_part() -> None:
     image = gradient(160, 200)
-    cropped, padded = (crop(image, 64, 16) for crop in transforms.TEST_CROPS.values())
-    assert cropped.shape == padded.shape == (64, 64, 3)
-    np.testing.assert_allclose(cropped.astype(int), padded, atol=1)
+    resized, padded = (transforms.eval_crop(image, 64, 16, crop) for crop in transforms.EVAL_CROPS)
+    assert resized.shape == padded.shape == (64, 64, 3)
+    np.testing.assert_allclose(resized.astype(int), padded, atol=1)
+
+
+@pytest.mark.parametrize("crop", transforms.EVAL_CROPS)
+def test_a_center_crop_of_a_picture_is_the_crop_of_its_pixels(crop: str) -> None:
+    image = gradient(50, 70)
     np.testing.assert_array_equal(
-        transforms.padded_center_crop(gradient(40, 60), 32, 8), gradient(40, 60)[4:36, 14:46]
+        transforms.CenterCrop(32, 8, crop)(picture(image)),
+        transforms.eval_crop(image, 32, 8, crop),
     )
+
+
+def test_an_unknown_crop_for_evaluation_is_refused() -> None:
+    for make in (
+        lambda: transforms.CenterCrop(8, 0, "x"),
+        lambda: transforms.eval_crop(gradient(9, 9), 8, crop="x"),
+    ):
+        with pytest.raises(InputError, match="no crop 'x' for evaluation; there are resize, pad"):
+            make()

@@ -35,7 +35,10 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 @pytest.fixture
 def tars(tmp_path: Path) -> Path:
-    """Four images a class to learn from, as bright as their place says; three to validate."""
+    """Archives of four training images per class and three validation images.
+
+    Each image has one gray level, by which it is recognized.
+    """
     classes = {
         f"{name}.tar": archive({f"{name}_{i}.JPEG": png(10 * label + i) for i in range(4)})
         for label, name in enumerate(CLASSES)
@@ -49,7 +52,7 @@ def tars(tmp_path: Path) -> Path:
 
 
 def levels(data_dir: Path) -> tuple[list[tuple[int, int]], list[int]]:
-    """Label and brightness of each image to learn from; brightness of those to validate."""
+    """Returns the label and gray level of each training image, and validation gray levels."""
     dataset = open_dataset("tfds:imagenet2012", str(data_dir))
     assert dataset.test is not None
     seen = []
@@ -59,32 +62,32 @@ def levels(data_dir: Path) -> tuple[list[tuple[int, int]], list[int]]:
     return seen[0], [level for _, level in seen[1]]
 
 
-def test_imagenet_is_made_from_its_archives_and_goes_on_where_it_was(
+def test_imagenet_is_prepared_from_its_archives_and_continued_after_an_interruption(
     tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(prepare, "_SHARD_BYTES", 5 * len(png(0)))
-    made = prepare.imagenet(tars, tmp_path / "tfds")
+    prepared = prepare.imagenet(tars, tmp_path / "tfds")
     expected = [(label, 10 * label + i) for label in range(3) for i in range(4)]
     assert levels(tmp_path / "tfds") == (expected, [101, 102, 103])
-    shards = sorted(made.glob("imagenet2012-train.array_record-*"))
+    shards = sorted(prepared.glob("imagenet2012-train.array_record-*"))
     assert len(shards) == 3
 
     times = [shard.stat().st_mtime_ns for shard in shards]
     shards[1].unlink()
-    (made / "dataset_info.json").unlink()
+    (prepared / "dataset_info.json").unlink()
     prepare.imagenet(tars, tmp_path / "tfds")
-    assert "2 of 3 files of train are there already" in capsys.readouterr().out
+    assert "2 of 3 files of train exist already" in capsys.readouterr().out
     assert levels(tmp_path / "tfds")[0] == expected
     again = [shard.stat().st_mtime_ns for shard in shards]
     assert [old == new for old, new in zip(times, again, strict=True)] == [True, False, True]
 
 
-def as_tfrecord(made: Path, data_dir: Path) -> Path:
-    """The dataset as TFDS would have prepared it by default, by the format's definition."""
+def as_tfrecord(prepared: Path, data_dir: Path) -> Path:
+    """Writes the dataset as TFRecord, TFDS's default, by the definition of the format."""
     out = data_dir / "imagenet2012" / "5.1.0"
     out.mkdir(parents=True)
-    dataset = open_dataset("tfds:imagenet2012", str(made.parents[1]))
-    info = json.loads((made / "dataset_info.json").read_text())
+    dataset = open_dataset("tfds:imagenet2012", str(prepared.parents[1]))
+    info = json.loads((prepared / "dataset_info.json").read_text())
     assert dataset.test is not None
     for split, source in (("train", dataset.train), ("validation", dataset.test)):
         raw = source.records.data_source  # type: ignore[attr-defined]
@@ -94,14 +97,14 @@ def as_tfrecord(made: Path, data_dir: Path) -> Path:
     info["fileFormat"] = "tfrecord"
     (out / "dataset_info.json").write_text(json.dumps(info))
     for name in ("features.json", "label.labels.txt"):
-        shutil.copy(made / name, out)
+        shutil.copy(prepared / name, out)
     return out
 
 
-def test_tfrecords_are_converted_as_the_message_says(tars: Path, tmp_path: Path) -> None:
-    made = prepare.imagenet(tars, tmp_path / "tfds")
-    old = as_tfrecord(made, tmp_path / "old")
-    with pytest.raises(InputError, match="python -m experiments.prepare imagenet2012 --tfrecords="):
+def test_the_command_that_the_error_names_converts_tfrecords(tars: Path, tmp_path: Path) -> None:
+    prepared = prepare.imagenet(tars, tmp_path / "tfds")
+    old = as_tfrecord(prepared, tmp_path / "old")
+    with pytest.raises(InputError, match="python -m experiments.prepare` converts it"):
         open_dataset("tfds:imagenet2012", str(tmp_path / "old"))
     prepare.convert("imagenet2012", tmp_path / "old", tmp_path / "new")
     assert levels(tmp_path / "new") == levels(tmp_path / "tfds")
@@ -123,7 +126,7 @@ def test_tfrecords_are_converted_as_the_message_says(tars: Path, tmp_path: Path)
         (["imagenet2012", "--tars=X", "--data_dir=X"], "error: X/ILSVRC2012_img_train.tar: No su"),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_missing_data_are_named(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -133,13 +136,13 @@ def test_what_is_not_there_is_named(
     assert str(ended.value).startswith(message)
 
 
-def test_foreign_archives_are_refused(tars: Path, tmp_path: Path) -> None:
+def test_other_archives_are_refused(tars: Path, tmp_path: Path) -> None:
     (tars / "ILSVRC2012_img_val.tar").write_bytes(archive({"cat.jpg": png(1)}))
-    with pytest.raises(InputError, match="has cat.jpg, which is no validation image"):
+    with pytest.raises(InputError, match="has cat.jpg, which is not a validation image"):
         prepare.imagenet(tars, tmp_path / "tfds")
     (tars / "ILSVRC2012_img_train.tar").write_bytes(archive({"cats.tar": archive({})}))
-    with pytest.raises(InputError, match="has cats.tar, which is no class of ImageNet"):
+    with pytest.raises(InputError, match="has cats.tar, which is not a class of ImageNet"):
         prepare.imagenet(tars, tmp_path / "tfds")
     (tars / "ILSVRC2012_img_train.tar").write_bytes(np.random.default_rng(0).bytes(2000))
-    with pytest.raises(InputError, match="is no tar archive"):
+    with pytest.raises(InputError, match="is not a tar archive"):
         prepare.imagenet(tars, tmp_path / "tfds")

@@ -9,16 +9,16 @@ from experiments import show_augmentations
 from nfnets_jax.data.randaugment import OPERATIONS
 
 
-def test_the_sheet_shows_every_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figure_shows_every_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
-    draw = show_augmentations._draw
+    draw = show_augmentations._draw_samples
 
-    def draw_and_note(rows: dict[str, list[np.ndarray]]) -> Figure:
+    def record_titles_and_draw(rows: dict[str, list[np.ndarray]]) -> Figure:
         titles.extend(rows)
         return draw(rows)
 
-    monkeypatch.setattr(show_augmentations, "_draw", draw_and_note)
-    out = tmp_path / "sheet.png"
+    monkeypatch.setattr(show_augmentations, "_draw_samples", record_titles_and_draw)
+    out = tmp_path / "figure.png"
     monkeypatch.setattr("sys.argv", ["show", f"--out={out}", "--size=32"])
     show_augmentations.main()
     assert cv2.imread(str(out)) is not None
@@ -27,8 +27,8 @@ def test_the_sheet_shows_every_operation(tmp_path: Path, monkeypatch: pytest.Mon
     assert {"MixUp", "CutMix", "inception crop", "as it is"} < set(titles)
 
 
-def test_what_is_no_photograph_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_an_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cat.jpg").write_bytes(np.random.default_rng(0).bytes(100))
     monkeypatch.setattr("sys.argv", ["show", f"--image={tmp_path / 'cat.jpg'}"])
-    with pytest.raises(SystemExit, match=r"^error: .*cat.jpg: no image that OpenCV can decode$"):
+    with pytest.raises(SystemExit, match=r"^error: .*cat.jpg: not an image that OpenCV"):
         show_augmentations.main()

@@ -1,0 +1,138 @@
+"""Batches read ahead by Grain, in threads or worker processes, from any position on."""
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from nfnets_jax.data.examples import Batch
+from nfnets_jax.data.pipeline import Batches
+from nfnets_jax.errors import WorkerError
+
+# Largest number of examples that a thread or a process loads at a time.
+_MAX_CHUNK = 64
+# Failures in a row after which worker processes are not replaced any more.
+_MAX_FAILURES = 3
+
+
+class Reader:
+    """Iterates over batches from a position on, reading ahead.
+
+    Attributes:
+      position: of the next batch; a reader that starts there continues with it.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        start: int = 0,
+        num_workers: int = 0,
+        *,
+        prepare: Callable[[Batch], Any] = lambda batch: batch,
+        warn: Callable[[str], None] = print,
+    ):
+        """Starts to read.
+
+        Args:
+          batches: the batches to read.
+          start: position of the first batch.
+          num_workers: worker processes; 0 reads in threads.
+          prepare: applied to each batch ahead of time, in a thread of its own, such as the transfer
+            to the devices.
+          warn: called with a line of text when worker processes are replaced.
+        """
+        self.position = start
+        self._batches, self._num_workers = batches, num_workers
+        self._prepare, self._warn = prepare, warn
+        self._iterator = self._read_ahead()
+
+    def _read_ahead(self) -> grain.DatasetIterator:
+        chunks = _Chunks(self._batches, self.position, _chunk_size(self._batches))
+        workers = self._num_workers
+        threads = 1 if workers else os.cpu_count() or 1
+        # Enough to read the next batch while one is taken.
+        buffer = max(2, math.ceil(2 * chunks.per_batch / max(1, workers)))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+        dataset = grain.MapDataset.source(chunks).to_iter_dataset(options)
+        if workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, in any program.
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffer)
+            )
+        dataset = dataset.batch(chunks.per_batch, batch_fn=_concatenate).map(self._prepare)
+        return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
+
+    def __iter__(self) -> "Reader":
+        return self
+
+    def __next__(self) -> Any:
+        """Returns the next batch.
+
+        Raises:
+          WorkerError: worker processes died three times in a row.
+        """
+        for _ in range(_MAX_FAILURES):
+            try:
+                batch = next(self._iterator)
+            except RuntimeError as error:
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                self._warn("a worker process that reads images was killed; replacing the workers")
+                self.close()
+                self._iterator = self._read_ahead()
+            else:
+                self.position += 1
+                return batch
+        raise WorkerError(
+            "worker processes that read images keep being killed, perhaps for lack of memory: use "
+            "fewer of them"
+        )
+
+    def close(self) -> None:
+        """Stops reading and ends the worker processes."""
+        self._iterator.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+    """Equal parts of batches, each loaded at once: a source for Grain.
+
+    Attributes:
+      batches: the batches.
+      start: position of the first batch.
+      size: examples per chunk, a divisor of this host's share of a batch.
+    """
+
+    batches: Batches
+    start: int
+    size: int
+
+    @property
+    def per_batch(self) -> int:
+        return self.batches.local_size // self.size
+
+    def __len__(self) -> int:
+        count = self.batches.count
+        return sys.maxsize if count is None else max(0, count - self.start) * self.per_batch
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, chunk = divmod(int(index), self.per_batch)
+        return self.batches.part(self.start + batch, chunk * self.size, self.size)
+
+
+def _chunk_size(batches: Batches) -> int:
+    """Returns the largest divisor of a batch that is whole groups and within the limit."""
+    group = batches.examples.group_size
+    sizes = range(group, max(group, _MAX_CHUNK) + 1, group)
+    return max(size for size in sizes if batches.local_size % size == 0)
+
+
+def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
