@@ -17,10 +17,10 @@ import jax.numpy as jnp
 
 import nfnets_jax
 from benchmarks import machine
-from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import step
+from nfnets_jax.training.optimizers import sgd_in_place
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def _gradient(model: Model, shape: tuple[int, ...], published: bool) -> machine.
 
 
 def _update(model: Model, shape: tuple[int, ...], published: bool) -> machine.Compilation:
-    optimizer = optax_agc.sgd_agc(0.1, unit_axes=optax_agc.haiku)
+    optimizer = sgd_in_place(0.1)
 
     def create() -> step.TrainState:
         state = step.create_state(model, optimizer, shape, 0)

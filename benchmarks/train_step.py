@@ -22,7 +22,6 @@ import optax
 import nfnets_jax
 from benchmarks import machine
 from experiments import process
-from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
@@ -32,6 +31,7 @@ from nfnets_jax.models.stage import REMAT
 from nfnets_jax.serving.export import fold
 from nfnets_jax.training import step
 from nfnets_jax.training.memory import planned_bytes
+from nfnets_jax.training.optimizers import sgd_in_place
 
 _CLASSES = 1000
 _EMA_DECAY = 0.9999
@@ -91,7 +91,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
     devices = jax.devices()[:1]
-    optimizer = optax_agc.sgd_agc(0.1, unit_axes=optax_agc.haiku)
+    optimizer = sgd_in_place(0.1)
     dataset = open_dataset("synthetic", size=shape[1])
     update = step.make_update(
         model, optimizer, dataset, label_smoothing=0.1, ema_decay=_EMA_DECAY, devices=devices

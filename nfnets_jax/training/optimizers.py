@@ -71,13 +71,34 @@ def create_optimizer(
     return optax.chain(optimizer, scale_by_layer(settings.layer_decay, heights))
 
 
-def _sgd(settings: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Returns ``optax_agc.sgd_agc``, with the accumulated gradient updated in place."""
+def sgd_in_place(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 2e-5,
+    clipping: float = 0.01,
+    eps: float = 1e-3,
+) -> optax.GradientTransformation:
+    """Returns ``optax_agc.sgd_agc`` for Haiku, whose state a donating step updates in place.
+
+    The arguments are those of ``sgd_agc``; a ``clipping`` of 0 leaves AGC out.
+    """
     return optax.chain(
-        _clip(settings),
-        _decay(settings),
-        _momentum(settings.momentum, settings.nesterov),
-        optax.scale_by_learning_rate(rate),
+        _clip(clipping, eps),
+        _decay(weight_decay),
+        _momentum(momentum, nesterov),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _sgd(settings: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    return sgd_in_place(
+        rate,
+        settings.momentum,
+        settings.nesterov,
+        settings.weight_decay,
+        settings.clipping,
+        settings.clipping_eps,
     )
 
 
@@ -85,8 +106,8 @@ def _rmsprop(
     settings: ml_collections.ConfigDict, rate: optax.Schedule
 ) -> optax.GradientTransformation:
     return optax.chain(
-        _clip(settings),
-        _decay(settings),
+        _clip(settings.clipping, settings.clipping_eps),
+        _decay(settings.weight_decay),
         optax.rmsprop(
             rate,
             decay=_RMS_DECAY,
@@ -98,20 +119,17 @@ def _rmsprop(
     )
 
 
-def _clip(settings: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    if not settings.clipping:
+def _clip(clipping: float, eps: float) -> optax.GradientTransformation:
+    if not clipping:
         return optax.identity()
     return optax_agc.adaptive_grad_clip(
-        settings.clipping,
-        settings.clipping_eps,
-        unit_axes=optax_agc.haiku,
-        mask=optax_agc.all_but_classifier,
+        clipping, eps, unit_axes=optax_agc.haiku, mask=optax_agc.all_but_classifier
     )
 
 
-def _decay(settings: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def _decay(weight_decay: float) -> optax.GradientTransformation:
     kernels = functools.partial(optax_agc.kernels, unit_axes=optax_agc.haiku)
-    return optax.add_decayed_weights(settings.weight_decay, kernels)
+    return optax.add_decayed_weights(weight_decay, kernels)
 
 
 def _momentum(decay: float, nesterov: bool) -> optax.GradientTransformation:

@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 
 import nfnets_jax
 from experiments import recipes
+from nfnets_jax import optax_agc
 from nfnets_jax.errors import InputError
-from nfnets_jax.training.optimizers import create_optimizer, learning_rate
+from nfnets_jax.training.optimizers import create_optimizer, learning_rate, sgd_in_place
 from nfnets_jax.training.transfer import heights
 
 
@@ -100,3 +102,22 @@ def test_settings_that_are_not_known_are_named(field: str, value: object, messag
     config.optimizer[field] = value
     with pytest.raises(InputError, match=message):
         create_optimizer(config, {})
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_sgd_in_place_equals_the_packages(nesterov: bool) -> None:
+    rng = np.random.default_rng(0)
+    params = {"NFNet/~/conv": {"w": rng.standard_normal((3, 3, 4, 8), np.float32)}}
+    ours, theirs = (
+        create(0.1, 0.8, nesterov, 1e-3, 0.02)
+        for create in (
+            sgd_in_place,
+            functools.partial(optax_agc.sgd_agc, unit_axes=optax_agc.haiku),
+        )
+    )
+    states = [ours.init(params), theirs.init(params)]
+    for _ in range(3):
+        grads = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), params)
+        moved, states[0] = ours.update(grads, states[0], params)
+        expected, states[1] = theirs.update(grads, states[1], params)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), moved, expected)

@@ -16,7 +16,7 @@ from nfnets_jax.data.sources import ArraySource, Dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective, step
-from nfnets_jax.training.optimizers import learning_rate
+from nfnets_jax.training.optimizers import learning_rate, sgd_in_place
 from nfnets_jax.training.sharpness import SAM
 from tests import golden
 
@@ -154,7 +154,7 @@ def test_a_step_replaces_large_arrays_in_place() -> None:
     model = nfnets_jax.create_model(
         "nfnet_micro", 10, depth=(1,), width=(128,), strides=(1,), group_size=64
     )
-    optimizer, devices = optax_agc.sgd_agc(0.5), jax.devices()[:1]
+    optimizer, devices = sgd_in_place(0.5), jax.devices()[:1]
     update = make_update(model, optimizer, devices)
     state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
     batch = step.transfer(
