@@ -1,11 +1,11 @@
-"""The time of Adaptive Gradient Clipping, over optax's and over what memory allows.
+"""Times Adaptive Gradient Clipping beside optax's, and beside the floor that memory sets.
 
     python -m benchmarks.agc --rounds=100
 
 Writes ``agc_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``. The trees are NFNet-F0's
-and a transformer's of 124M parameters (GPT-2 small); the gradients are given up to the result, as
-in a training step. The floor is the sum of two arrays of all the parameters' length, in place: it
-reads gradients and parameters once and writes once. A round is one update of each, in one process.
+and a transformer's of 124M parameters (GPT-2 small); the gradients are donated, as in a training
+step. The floor adds two arrays with as many numbers as the parameters, in place: it reads gradients
+and parameters once and writes once. A round is one update of each, in one process.
 """
 
 import argparse
@@ -49,9 +49,9 @@ _Side = Callable[[], dict[str, Any]]
 
 
 def _sides(shapes: Any, *updates: Callable[[Any, Any], Any]) -> list[_Side]:
-    """For each update a function that takes it once, and gives its seconds and their conditions.
+    """Returns, for each update, a function that runs it once and returns its seconds and conditions.
 
-    All work on the same arrays: where in memory those lie makes some percent.
+    All work on the same arrays, as their place in memory changes the time by some percent.
     """
     key = jax.random.key(0)
     params, grads = (
@@ -91,7 +91,7 @@ def _nfnet_f0() -> Any:
 
 
 def _transformer() -> Any:
-    """GPT-2 small (Radford et al. 2019), in Haiku's layout, its embedding tied."""
+    """Returns the shapes of GPT-2 small (Radford et al. 2019), in Haiku's layout, embedding tied."""
     width, layers, tokens, positions = 768, 12, 50257, 1024
     linear = {
         "query": (width, width),

@@ -1,4 +1,4 @@
-"""The paper's formula, written for its clearness: float64, a unit at a time."""
+"""A plain reference of the paper's formula: float64, one unit after the other."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ import optax
 def clip(
     grad: np.ndarray, weight: np.ndarray, axes: Sequence[int], clipping: float, eps: float
 ) -> np.ndarray:
-    """The gradient, clipped over units that ``axes`` run inside of; not finite ones as they are."""
+    """Clips a gradient whose units ``axes`` run inside; units that are not finite stay."""
     wide = np.complex128 if np.iscomplexobj(grad) else np.float64
     clipped, weight = np.array(grad, wide), np.asarray(weight, wide)
     outer = [1 if axis in axes else length for axis, length in enumerate(grad.shape)]
@@ -27,7 +27,7 @@ def clip(
 def update(
     transformation: optax.GradientTransformation, grads: optax.Updates, params: optax.Params
 ) -> optax.Updates:
-    """A first update, compiled whole: step by step each operation would be compiled by itself."""
+    """Runs a first update, compiled as one program."""
     return jax.jit(lambda g, p: transformation.update(g, transformation.init(p), p)[0])(
         grads, params
     )

@@ -108,13 +108,8 @@ def test_settings_that_are_not_known_are_named(field: str, value: object, messag
 def test_sgd_in_place_equals_the_packages(nesterov: bool) -> None:
     rng = np.random.default_rng(0)
     params = {"NFNet/~/conv": {"w": rng.standard_normal((3, 3, 4, 8), np.float32)}}
-    ours, theirs = (
-        create(0.1, 0.8, nesterov, 1e-3, 0.02)
-        for create in (
-            sgd_in_place,
-            functools.partial(optax_agc.sgd_agc, unit_axes=optax_agc.haiku),
-        )
-    )
+    packages = functools.partial(optax_agc.sgd_agc, unit_axes=optax_agc.haiku)
+    ours, theirs = (create(0.1, 0.8, nesterov, 1e-3, 0.02) for create in (sgd_in_place, packages))
     states = [ours.init(params), theirs.init(params)]
     for _ in range(3):
         grads = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), params)
