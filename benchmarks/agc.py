@@ -49,7 +49,7 @@ _Side = Callable[[], dict[str, Any]]
 
 
 def _sides(shapes: Any, *updates: Callable[[Any, Any], Any]) -> list[_Side]:
-    """Returns, for each update, a function that runs it once and returns its seconds and conditions.
+    """Returns a function for each update that runs it once and returns its time and conditions.
 
     All work on the same arrays, as their place in memory changes the time by some percent.
     """
@@ -91,7 +91,7 @@ def _nfnet_f0() -> Any:
 
 
 def _transformer() -> Any:
-    """Returns the shapes of GPT-2 small (Radford et al. 2019), in Haiku's layout, embedding tied."""
+    """Returns the shapes of GPT-2 small (Radford et al. 2019), in Haiku's layout."""
     width, layers, tokens, positions = 768, 12, 50257, 1024
     linear = {
         "query": (width, width),
