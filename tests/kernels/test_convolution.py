@@ -94,7 +94,7 @@ def _compare(
 
 
 @pytest.mark.parametrize("size", [6, 8])
-def test_rounded_products_are_wrong_by_a_few_percent(
+def test_rounded_products_have_errors_of_a_few_percent(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
@@ -129,6 +129,6 @@ def test_accelerators_get_native_convolutions() -> None:
         assert [equation.primitive.name for equation in jaxpr.eqns] == ["conv_general_dilated"]
 
 
-def test_channels_must_fit() -> None:
+def test_channels_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="5 input channels does not divide the 8"):
         conv2d(jnp.zeros((1, 4, 4, 8)), jnp.zeros((3, 3, 5, 8)))

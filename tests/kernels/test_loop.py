@@ -57,7 +57,7 @@ def test_this_jax_lists_arguments_among_the_residuals() -> None:
     assert residuals_are_replaceable()
 
 
-def test_without_them_the_loop_is_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_another_jax_the_loop_is_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {"w": jnp.ones((BLOCKS, WIDTH, WIDTH)) / 9, "unit": (jnp.ones((BLOCKS, WIDTH)),)}
     x, others = jnp.ones((EXAMPLES, WIDTH)), (jnp.array([1.0, 0.5, 2.0]), None)
 
@@ -70,7 +70,7 @@ def test_without_them_the_loop_is_a_scan(monkeypatch: pytest.MonkeyPatch) -> Non
     chex.assert_trees_all_close(jax.grad(loss)(weights), expected, rtol=1e-5)
 
 
-def test_no_turn_of_the_gradients_loop_copies_the_weights_of_all() -> None:
+def test_no_iteration_of_the_backward_loop_copies_all_weights() -> None:
     weights, x = jnp.ones((64, 32, 32)), jnp.ones((1, 32))
 
     def step(weights: Any, x: jax.Array) -> jax.Array:

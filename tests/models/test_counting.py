@@ -107,8 +107,8 @@ def test_parts_have_all_parameters_and_their_stages_shapes(name: str) -> None:
         assert part.output_shape == outputs[part.name].shape[1:]
 
 
-def test_counts_are_those_of_products_and_convolutions() -> None:
-    """In loops too, and none for the zeros of packed groups or for what else is computed."""
+def test_products_and_convolutions_are_counted() -> None:
+    """Loops count each iteration; zeros of packed groups and elementwise operations count nothing."""
 
     def network(x: jax.Array, grouped: jax.Array, dense: jax.Array, matrix: jax.Array) -> jax.Array:
         native = Policy(native=True)

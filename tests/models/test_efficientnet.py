@@ -10,7 +10,7 @@ from tests import golden
 
 
 def test_stages_have_the_published_shapes() -> None:
-    """Tan and Le 2019, arXiv:1905.11946, table 1, where a stage's resolution is its input's."""
+    """Tan and Le 2019, arXiv:1905.11946, table 1; a stage's resolution there is its input's."""
     model = nfnets_jax.create_model("efficientnet_b0", features=True)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 
@@ -25,7 +25,7 @@ def test_stages_have_the_published_shapes() -> None:
 
 
 @pytest.mark.slow
-def test_stochastic_depth_drops_branches_or_scales_them_up() -> None:
+def test_stochastic_depth_drops_a_branch_or_scales_it_up() -> None:
     images = jnp.asarray(golden.images(64, 8))
 
     def last_stage(blocks: int, rate: float) -> np.ndarray:
@@ -54,6 +54,6 @@ def test_stochastic_depth_drops_branches_or_scales_them_up() -> None:
     assert np.mean(kept) == pytest.approx(0.6, abs=0.2)
 
 
-def test_remat_must_be_known() -> None:
+def test_an_unknown_remat_is_refused() -> None:
     with pytest.raises(InputError, match="no remat 'full'; there are none, block"):
         nfnets_jax.create_model("efficientnet_b0", remat="full")

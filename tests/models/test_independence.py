@@ -1,6 +1,6 @@
-"""Whether an image's logits and gradient depend on the rest of its batch.
+"""An image's logits and gradient next to those of the same image in another batch.
 
-They do not in normalizer-free networks. Batch normalization, and normalization by running
+They are equal in normalizer-free networks. Batch normalization, and normalization by running
 statistics whose gradients subtract the batch's, tie the images of a batch together.
 """
 

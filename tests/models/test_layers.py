@@ -8,13 +8,13 @@ from nfnets_jax.models import layers
 
 @pytest.mark.parametrize("name", layers.ACTIVATION_GAINS)
 def test_activations_keep_unit_variance(name: str) -> None:
-    """The gains, derived anew by sampling, over channels for ``log_softmax`` and ``glu``."""
+    """The gains are estimated from samples, over channels for ``log_softmax`` and ``glu``."""
     x = np.random.default_rng(0).standard_normal((4096, 512), dtype=np.float32)
     y = np.asarray(layers.scaled_activation(name)(jnp.asarray(x)), np.float64)
     assert y.std() == pytest.approx(1, abs=0.005)
 
 
-def test_unknown_activation_names_the_known() -> None:
+def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="no activation 'swish'; there are celu, .*silu"):
         layers.scaled_activation("swish")
 
@@ -34,7 +34,7 @@ def test_a_constant_kernel_standardizes_to_zero() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 4), (3, 7), (1, 1)])
-def test_average_pool_is_the_mean_of_what_each_window_holds(height: int, width: int) -> None:
+def test_average_pool_is_the_mean_of_each_windows_pixels(height: int, width: int) -> None:
     x = np.random.default_rng(0).standard_normal((2, height, width, 3)).astype(np.float32)
     expected = [
         [x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in range(0, width, 2)]

@@ -95,7 +95,7 @@ def test_logits_and_gradients_are_the_published_ones(shared: Path, name: str) ->
         assert np.linalg.norm(np.ravel(grads[module][param])) == pytest.approx(norm, rel=1e-3), path
 
 
-def test_small_networks_keep_small_images() -> None:
+def test_small_networks_keep_the_resolution_of_small_images() -> None:
     model = nfnets_jax.create_model("nfnet_micro", num_classes=10, features=True)
     images = jnp.zeros((2, 8, 8, 1))
     outputs, _ = jax.eval_shape(
@@ -109,7 +109,7 @@ def test_small_networks_keep_small_images() -> None:
 
 
 def test_a_new_network_is_its_shortcuts() -> None:
-    """At skip gains of zero, what the branches compute cannot matter."""
+    """With skip gains of zero the branches do not matter."""
     model = nfnets_jax.create_model("nfnet_micro", num_classes=10)
     images = jnp.asarray(golden.images(2, 8))
     params, state = model.init(jax.random.key(0), images)
@@ -120,7 +120,7 @@ def test_a_new_network_is_its_shortcuts() -> None:
     np.testing.assert_array_equal(run(params), run(scrambled))
 
 
-def test_an_example_meets_the_same_chance_in_any_batch() -> None:
+def test_an_examples_random_draws_do_not_depend_on_its_batch() -> None:
     model = nfnets_jax.create_model(
         "nfnet_micro", 10, dropout_rate=0.5, stochastic_depth_rate=0.9, **TINY
     )
@@ -198,7 +198,7 @@ def test_loops_and_rematerialization_change_nothing(
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_stacked_parameters_give_the_same() -> None:
+def test_stacked_parameters_have_the_same_value_and_gradient() -> None:
     expected = loss_and_gradient("nfnet_micro", looped_blocks=100, remat="none")
     actual = loss_and_gradient("nfnet_micro", stacked=True, looped_blocks=2)
     jax.tree.map(
@@ -210,7 +210,7 @@ def test_stacked_parameters_give_the_same() -> None:
     )
 
 
-def test_a_block_keeps_for_its_gradient_what_its_convolutions_made() -> None:
+def test_a_blocks_residuals_are_the_outputs_of_its_convolutions() -> None:
     config = nfnets_jax.create_model("nfnet_micro").config
     x = jnp.ones((2, 8, 8, 128))
 
@@ -258,7 +258,7 @@ def test_rematerialization_saves_memory(looped_blocks: int) -> None:
     assert memory("full") < 0.75 * kept
 
 
-def test_remat_activation_and_stages_must_fit() -> None:
+def test_unknown_options_are_refused() -> None:
     with pytest.raises(InputError, match="no remat 'blocks'; there are none, block, full"):
         nfnets_jax.create_model("nfnet_micro", remat="blocks")
     with pytest.raises(InputError, match="no activation 'rleu'; nearest: .*relu"):

@@ -39,14 +39,14 @@ def test_equal_layers_become_one_module_and_the_rest_stays() -> None:
 @pytest.mark.parametrize(
     "on", [lambda tree: tree, lambda tree: jax.tree.map(jax.numpy.array, tree)]
 )
-def test_what_is_stacked_can_be_taken_apart(on: Callable[[Any], Any]) -> None:
+def test_unstacked_undoes_stacked(on: Callable[[Any], Any]) -> None:
     tree = on({"step": np.int32(3), "params": published(), "moments": (published(), [])})
     back = unstacked(stacked(tree, STACKS), STACKS)
     assert str(jax.tree.structure(back)) == str(jax.tree.structure(tree))
     jax.tree.map(np.testing.assert_array_equal, back, tree)
 
 
-def test_on_the_host_nothing_is_copied_when_taken_apart() -> None:
+def test_unstacked_copies_nothing_on_the_host() -> None:
     tree = stacked(published(), STACKS)
     part = unstacked(tree, STACKS)["net/~/block_2/~/conv"]["w"]
     assert np.shares_memory(part, tree["net/~/__layer_stack_1/block/~/conv"]["w"])
@@ -54,7 +54,7 @@ def test_on_the_host_nothing_is_copied_when_taken_apart() -> None:
 
 @pytest.mark.parametrize("name", ["nfnet_f2", "nf_resnet101", "nf_regnet_b1"])
 def test_a_deep_network_has_all_its_parameters_in_either_form(name: str) -> None:
-    """An optimizer's state too; and what ``apply`` reads are the names that ``stacked`` gives."""
+    """An optimizer's state stacks too, and ``apply`` reads the stacked names."""
     model = nfnets_jax.create_model(name, 10, looped_blocks=2)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     params, state = jax.eval_shape(model.init, jax.random.key(0), images)

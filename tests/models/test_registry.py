@@ -13,7 +13,7 @@ import nfnets_jax
 from nfnets_jax.errors import InputError
 
 
-def test_unknown_names_bring_the_nearest() -> None:
+def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match="no model 'nfnet_f9'; nearest: .*nfnet_f"):
         nfnets_jax.create_model("nfnet_f9")
     with pytest.raises(InputError, match="no setting 'droprate'; nearest: .*dropout_rate"):
@@ -116,7 +116,7 @@ def test_a_frozen_backbone_has_no_gradient() -> None:
         ("nfnets_jax.models.registry", ("grain", "orbax", "ml_collections", "cv2")),
     ],
 )
-def test_importing_brings_no_more_than_needed(module: str, absent: tuple[str, ...]) -> None:
+def test_imports_are_no_more_than_needed(module: str, absent: tuple[str, ...]) -> None:
     program = f"import sys, {module}; print([m for m in {absent!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr

@@ -17,8 +17,8 @@ def run(model: Any, is_training: bool) -> Any:
     return jax.jit(lambda params, state, x: model.apply(params, state, None, x, is_training))
 
 
-def test_running_statistics_come_to_be_those_of_the_batch() -> None:
-    """Then inference gives what training gives."""
+def test_running_statistics_converge_to_the_batchs() -> None:
+    """Inference then equals training."""
     model = nfnets_jax.create_model("resnet50d", 10, features=True, **SMALL)
     images = 3 + 2 * jnp.asarray(golden.images(8, 32))
     params, state = model.init(jax.random.key(0), images)
@@ -35,7 +35,7 @@ def test_running_statistics_come_to_be_those_of_the_batch() -> None:
 
 
 @pytest.mark.parametrize("sync_axis", ["", "devices"])
-def test_devices_normalize_together_only_if_asked_to(sync_axis: str) -> None:
+def test_devices_normalize_together_only_with_sync_axis(sync_axis: str) -> None:
     model = nfnets_jax.create_model("resnet50", 10, sync_axis=sync_axis, **SMALL)
     whole = nfnets_jax.create_model("resnet50", 10, **SMALL)
     images = jnp.asarray(golden.images(4, 32)) * jnp.arange(1, 5)[:, None, None, None]
@@ -56,8 +56,8 @@ def test_devices_normalize_together_only_if_asked_to(sync_axis: str) -> None:
 
 
 @pytest.mark.parametrize("route", ["skipinit", "fixup", "none"])
-def test_routes_without_normalization_start_as_they_say(route: str) -> None:
-    """By SkipInit and Fixup as the shortcuts, but with branches that learn; else with branches."""
+def test_networks_without_normalization_start_as_published(route: str) -> None:
+    """SkipInit and Fixup start as the shortcuts, with branches that learn."""
     model = nfnets_jax.create_model(
         "resnet26_small", 10, features=True, normalization=route, **SMALL
     )
@@ -94,6 +94,6 @@ def test_fixup_scales_branches_down_by_their_number() -> None:
     assert not np.any(fixup["ResNet/block/conv2"]["w"]) and not np.any(fixup["ResNet/linear"]["w"])
 
 
-def test_normalization_must_be_known() -> None:
+def test_an_unknown_normalization_is_refused() -> None:
     with pytest.raises(InputError, match="no normalization 'batches'; there are batch, skipinit"):
         nfnets_jax.create_model("resnet50", normalization="batches")

@@ -23,7 +23,7 @@ PREDICTED = 1 + ALPHA**2 * np.array([1, 2, 3, 1, 2, 3])
 
 
 def variances_and_shifts(outputs: list[jax.Array]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each block: the mean channel's variance, and its mean over its standard deviation."""
+    """Returns, for each block, the mean channel's variance and its mean over its deviation."""
     means = [jnp.mean(x, (0, 1, 2)) for x in outputs]
     deviations = [jnp.std(x, (0, 1, 2)) for x in outputs]
     shifts = [jnp.mean(jnp.abs(m) / d) for m, d in zip(means, deviations, strict=True)]
@@ -37,9 +37,9 @@ def gaussian_images() -> jax.Array:
 def measure(
     name: str, images: jax.Array, draws: int = 1, **overrides: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``variances_and_shifts`` of a model of so many stages of one block each.
+    """Returns ``variances_and_shifts`` of a model whose stages have one block each.
 
-    They are means over so many draws of parameters: of deep networks, each is far off by itself.
+    They are means over ``draws`` of the parameters: a single draw of a deep network is far off.
     """
     model = nfnets_jax.create_model(name, 10, features=True, **overrides)
 
@@ -62,7 +62,7 @@ def measure(
 @pytest.mark.parametrize(
     ("name", "stride"), [("nfnet_f0", 1), ("nf_resnet50", 2), ("nf_regnet_b0", 1)]
 )
-def test_normalizer_free_blocks_keep_to_the_analytic_variance(name: str, stride: int) -> None:
+def test_normalizer_free_blocks_have_the_analytic_variance(name: str, stride: int) -> None:
     variances, shifts = measure(
         name,
         gaussian_images(),
@@ -77,11 +77,11 @@ def test_normalizer_free_blocks_keep_to_the_analytic_variance(name: str, stride:
 
 
 def activated(activation: layers.Activation, variance: float, zeros: Any = 0.0) -> float:
-    """The variance that kernels without a mean see of activated Gaussian numbers, by quadrature.
+    """Returns the variance of activated Gaussian numbers for kernels without a mean, by quadrature.
 
-    Twice as large for twice the variance would be ReLU; GELU and SiLU make more of it. ``zeros`` is
-    the share of zeros around the image among what they see, which lie off the others' mean. Of an
-    array of shares the result is the mean.
+    ReLU's doubles with the variance of its input; that of GELU and SiLU grows faster. ``zeros`` is
+    the share of zeros around the image under the kernel, which lie off the mean; for an array of
+    shares the result is the mean.
     """
     points, weights = np.polynomial.hermite_e.hermegauss(80)
     weights /= weights.sum()
@@ -101,8 +101,8 @@ def activated(activation: layers.Activation, variance: float, zeros: Any = 0.0) 
         if not name.endswith("_plus")
     ],
 )
-def test_every_block_of_every_normalizer_free_model_keeps_to_it(name: str) -> None:
-    """At its own depth; the wide networks a quarter as wide."""
+def test_every_block_of_every_normalizer_free_model_has_it(name: str) -> None:
+    """Networks have their own depth; the wide ones are a quarter as wide."""
     config = nfnets_jax.create_model(name).config
     narrower = 4 if max(config.width) > 1024 else 1
     # A stage that keeps the resolution has to widen, to be a transition all the same.
@@ -139,7 +139,7 @@ def test_every_block_of_every_normalizer_free_model_keeps_to_it(name: str) -> No
     assert shifts.max() < 0.1
 
 
-def test_a_resnet_without_normalization_or_standardization_keeps_to_neither() -> None:
+def test_a_resnet_without_normalization_has_neither() -> None:
     x, outputs = gaussian_images(), []
     keys = iter(jax.random.split(jax.random.key(0), 12))
 

@@ -1,4 +1,4 @@
-"""One transformation against optax's and against the paper's formula."""
+"""``adaptive_grad_clip`` next to optax's and to the paper's formula."""
 
 import functools
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_one_huge_gradient_changes_no_other() -> None:
         np.testing.assert_allclose(clipped[name], expected, rtol=1e-5)
 
 
-def test_axes_may_be_given_for_all_as_to_optax() -> None:
+def test_axes_for_all_parameters_as_optax_takes_them() -> None:
     grads, params = ({"a": random(i, (3, 4)), "b": random(i + 2, (2, 5, 2))} for i in (0, 9))
     ours = reference.update(optax_agc.adaptive_grad_clip(0.01, 1e-3, 1), grads, params)
     theirs = reference.update(optax.adaptive_grad_clip(0.01, 1e-3, 1), grads, params)
@@ -70,7 +70,7 @@ def test_axes_may_be_given_for_all_as_to_optax() -> None:
 
 @functools.cache
 def compiled(axes: tuple[int, ...]) -> Callable[..., jax.Array]:
-    """``(gradient, weight, clipping) -> clipped``."""
+    """Returns ``(gradient, weight, clipping) -> clipped gradient``, compiled."""
 
     def clip(grad: jax.Array, weight: jax.Array, clipping: jax.Array) -> jax.Array:
         agc = optax_agc.adaptive_grad_clip(clipping, EPS, lambda path, param: axes)
@@ -80,7 +80,7 @@ def compiled(axes: tuple[int, ...]) -> Callable[..., jax.Array]:
 
 
 def units_scaled(array: np.ndarray, axes: tuple[int, ...], scales: list[float]) -> np.ndarray:
-    """Each unit times a scale of its own."""
+    """Multiplies each unit by a scale of its own."""
     outer = [1 if axis in axes else length for axis, length in enumerate(array.shape)]
     return array * np.resize(scales, outer)
 
@@ -98,7 +98,7 @@ weight_scales = st.lists(st.sampled_from([0.0, 1e-6, 0.1, 1.0, 1e4]), min_size=1
 
 @settings(max_examples=200, deadline=None)
 @given(layouts, dtypes, seeds, scales, weight_scales, clippings)
-def test_is_the_papers_formula(
+def test_it_is_the_papers_formula(
     layout: tuple[Any, Any], dtype: Any, seed: int, scale: Any, weight_scale: Any, clipping: float
 ) -> None:
     (shape, axes), rng = layout, np.random.default_rng(seed)
@@ -123,7 +123,7 @@ def test_is_the_papers_formula(
 
 @settings(max_examples=60, deadline=None)
 @given(layouts, seeds, st.sampled_from([1.0, 2.0, 1e5, 1e20, 1e30]))
-def test_above_the_threshold_the_gradients_scale_changes_nothing(
+def test_above_the_threshold_the_gradients_scale_does_not_matter(
     layout: tuple[Any, Any], seed: int, factor: float
 ) -> None:
     shape, axes = layout
@@ -175,7 +175,7 @@ def test_bfloat16_gradients_are_measured_in_float32() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_units_that_are_not_finite_pass_as_they_came(bad: float) -> None:
+def test_units_that_are_not_finite_pass_unchanged(bad: float) -> None:
     weight, grad = jnp.ones((3, 4)), random(0, (3, 4), 100.0).at[1, 2].set(bad)
     clipped = np.asarray(compiled((0,))(grad, weight, 0.01))
     np.testing.assert_array_equal(clipped[:, 2], grad[:, 2])
@@ -185,7 +185,7 @@ def test_units_that_are_not_finite_pass_as_they_came(bad: float) -> None:
 
 
 def test_a_step_can_be_differentiated_at_zero() -> None:
-    """Of meta-learning: skip gains start at zero, and units without a gradient are common."""
+    """Meta-learning needs it: skip gains start at zero, and gradients of zero are common."""
     agc = optax_agc.adaptive_grad_clip(0.01)
 
     def stepped(grads: Any, params: Any) -> jax.Array:
@@ -197,7 +197,7 @@ def test_a_step_can_be_differentiated_at_zero() -> None:
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def test_unit_axes_overrule_the_rank() -> None:
+def test_unit_axes_take_precedence_over_the_rank() -> None:
     weight, grad = random(0, (5, 4)), random(1, (5, 4))
 
     def rows(path: Any, param: jax.Array) -> int | None:

@@ -1,4 +1,4 @@
-"""Units as the layers themselves have them: the weights that feed one output."""
+"""Units next to the layers themselves: the weights that an output depends on."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ Layer = tuple[Callable[[Any], jax.Array], Any, int]
 
 
 def filled(shapes: Any, scale: float = 1.0, seed: int = 0) -> Any:
-    """Random numbers; layers are made as shapes alone, as initializers would be compiled."""
+    """Fills shapes with random numbers; layers have shapes alone, so that no initializer compiles."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: np.float32(scale * rng.standard_normal(x.shape)), shapes)
 
@@ -49,14 +49,14 @@ def of_nnx(make: Callable[[nnx.Rngs], nnx.Module], x: jax.Array, outputs: int = 
 
 
 def of_equinox(make: Callable[[], eqx.Module], x: jax.Array) -> Layer:
-    """Equinox's layers have channels first and no batch."""
+    """Makes a layer of Equinox, which has channels first and no batch."""
     module = filled(eqx.filter_eval_shape(make))
     x = jnp.moveaxis(x[0], -1, 0) if x.ndim > 1 else x
     return lambda params: jnp.moveaxis(params(x), 0, -1), module, 1
 
 
 def of_pytorch(shape: Sequence[int], transposed: bool, bias: bool = True) -> Layer:
-    """A convolution of PyTorch's layout, ``[O, I, H, W]``, or ``[I, O, H, W]`` if transposed."""
+    """Makes a convolution in PyTorch's layout, ``[O, I, H, W]``, or ``[I, O, H, W]`` transposed."""
     name = "up.conv_transpose" if transposed and not bias else "up.0"
     params = {f"{name}.weight": random(0, shape)}
     if bias:
@@ -116,12 +116,12 @@ LAYERS: dict[str, Callable[[], tuple[Convention, Layer]]] = {
 
 
 def shapes_of_units(params: Any, convention: Convention) -> Any:
-    """Of the ratios: 1 along the axes inside a unit."""
+    """Returns the shapes of the ratios: 1 along the axes inside a unit."""
     return jax.eval_shape(lambda p: optax_agc.unit_ratios(p, p, unit_axes=convention), params)
 
 
 def unit_of(convention: Convention, params: Any, name: str, touched: np.ndarray) -> np.ndarray:
-    """The entries in the same unit as the first of those touched."""
+    """Returns the entries in the same unit as the first of those touched."""
     ratios = jax.tree_util.tree_leaves_with_path(shapes_of_units(params, convention))
     (outer,) = (ratio.shape for path, ratio in ratios if kernel_name(path) == name)
     first = np.argwhere(touched)[0]
@@ -138,13 +138,13 @@ def kernel_name(path: Any) -> str:
 
 
 def kernel_of(params: Any) -> str:
-    """The layer's largest parameter."""
+    """Returns the layer's largest parameter."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return kernel_name(max(leaves, key=lambda leaf: leaf[1].size)[0])
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_unit_is_what_feeds_one_output(name: str) -> None:
+def test_a_unit_holds_the_weights_of_one_output(name: str) -> None:
     convention, (run, params, outputs) = LAYERS[name]()
 
     def total_of_one_output(params: Any) -> jax.Array:
@@ -179,7 +179,7 @@ def test_a_unit_of_an_embedding_is_one_vector(convention: Convention, params: An
 
 
 class Block(nn.Module):
-    """What may be in a loop of layers."""
+    """Layers that a loop may contain."""
 
     @nn.compact
     def __call__(self, x: jax.Array, _: Any = None) -> tuple[jax.Array, None]:
@@ -189,7 +189,7 @@ class Block(nn.Module):
 
 
 class Looped(nn.Module):
-    """Four blocks in a loop."""
+    """A loop over four blocks."""
 
     called: str | None
 
@@ -256,7 +256,7 @@ def test_stacked_layers_are_clipped_as_each_alone(name: str) -> None:
     assert any(0 < np.mean(np.asarray(a) != b) < 1 for a, b in pairs), "some are, some are not"
 
 
-def test_an_axis_of_layers_makes_no_kernel_of_a_vector() -> None:
+def test_stacked_vectors_are_not_decayed() -> None:
     """Weight decay spares gains and biases, stacked or not."""
     params = {
         "__layer_stack_1": {"w": jnp.ones((3, 4, 5)), "gain": jnp.ones((3, 5))},
@@ -274,7 +274,7 @@ def test_an_axis_of_layers_makes_no_kernel_of_a_vector() -> None:
 
 
 def test_attention_of_flax() -> None:
-    """Each feature of each head is a unit; what joins the heads has one unit a feature."""
+    """Each feature of each head is a unit; the output projection has one unit a feature."""
     ones = {"query": (8, 2, 4), "key": (8, 2, 4), "value": (8, 2, 4), "out": (2, 4, 8)}
     params = {name: {"kernel": jnp.ones(shape)} for name, shape in ones.items()}
     ratios = shapes_of_units(params, optax_agc.flax)
@@ -304,13 +304,15 @@ def test_attention_of_flax() -> None:
         (optax_agc.pytorch, {"up.weight": jnp.ones((4, 3, 2, 2)), "up.bias": jnp.ones(6)}),
     ],
 )
-def test_what_cannot_be_told_is_an_error_that_names_it(convention: Convention, params: Any) -> None:
+def test_unrecognized_units_are_an_error_that_names_them(
+    convention: Convention, params: Any
+) -> None:
     message = rf"units of (mlp|norm|query|params|linear|l|up)/.*{convention.name}\.override"
     with pytest.raises(ValueError, match=message):
         shapes_of_units(params, convention)
 
 
-def test_what_is_said_overrides_what_is_told() -> None:
+def test_overrides_take_precedence_over_the_convention() -> None:
     params = {"mlp": {"kernel": jnp.ones((3, 4, 5))}, "other": {"kernel": jnp.ones((4, 5))}}
 
     def mixer(path: Any, param: jax.Array) -> tuple[int, ...] | None:

@@ -85,7 +85,7 @@ def test_adamw_agc_is_adamw_of_clipped_gradients() -> None:
     assert_close(reference.update(ours, GRADS, PARAMS), expected)
 
 
-def test_recipes_clip_the_classifier_when_told_to() -> None:
+def test_recipes_clip_the_classifier_with_a_mask_of_true() -> None:
     for mask, spared in ((None, True), (True, False), (optax_agc.all_but("body"), False)):
         optimizer = optax_agc.sgd_agc(1.0, momentum=0.0, weight_decay=0.0, mask=mask)
         updates = reference.update(optimizer, GRADS, PARAMS)

@@ -1,4 +1,4 @@
-"""What ``with_statistics`` remembers, against NumPy."""
+"""``with_statistics`` next to NumPy."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def ratios(module: str, name: str, scale: float = 1.0) -> np.ndarray:
     return np.sqrt((grad**2).sum(axes) / (param**2).sum(axes)).ravel()
 
 
-def test_what_is_summarized() -> None:
+def test_summarize_returns_shares_and_quantiles() -> None:
     mask = optax_agc.all_but("out/w")
     inner = optax.chain(
         optax_agc.adaptive_grad_clip(0.02, unit_axes=unit_axes, mask=mask), optax.sgd(1.0)
@@ -52,7 +52,7 @@ def test_what_is_summarized() -> None:
     jax.tree.map(np.testing.assert_array_equal, updates, alone)
 
 
-def test_quantiles_are_looked_at_every_so_often_and_the_rest_each_step() -> None:
+def test_quantiles_are_computed_every_so_often_and_the_rest_each_step() -> None:
     optimizer = optax_agc.with_statistics(
         optax.identity(), 0.02, unit_axes=unit_axes, quantiles=(0.5,), every=2
     )

@@ -16,7 +16,7 @@ from nfnets_jax.errors import InputError
 from nfnets_jax.training import objective
 
 
-def test_gradients_are_batch_normalizations_but_for_their_scale() -> None:
+def test_gradients_are_batch_normalizations_up_to_scale() -> None:
     rng = np.random.default_rng(0)
     shape, deviations = (4, 5, 6, 3), np.array([0.5, 2.0, 1.0])
     x = jnp.asarray(1 + deviations * rng.standard_normal(shape), jnp.float32)
@@ -31,7 +31,7 @@ def test_gradients_are_batch_normalizations_but_for_their_scale() -> None:
     np.testing.assert_allclose(pull(cotangent)[0], expected, rtol=1e-3, atol=1e-5)
 
 
-def test_gradients_are_finite_where_xla_computes_activations_anew() -> None:
+def test_gradients_are_finite_where_xla_rematerializes_activations() -> None:
     # With this size and compilation the gradient of jnp.max in the head is nan.
     images = jax.random.normal(jax.random.key(0), (64, 24, 24, 3))
     model = nfnets_jax.create_model("nf_convnet", 10)
@@ -53,7 +53,7 @@ def pictures(shared: Path) -> jax.Array:
     return objective.normalize(jnp.asarray(dataset.test.images[:500]), dataset.mean, dataset.std)
 
 
-def test_stem_whitens_pictures(pictures: jax.Array) -> None:
+def test_the_stem_whitens_photographs(pictures: jax.Array) -> None:
     # Directions that hold little are damped.
     seen = np.asarray(nf_convnet.whiten(pictures))
     edges = np.concatenate([seen[:, -1], seen[:, :, -1]], axis=1)
@@ -114,7 +114,7 @@ def test_equals_a_plain_network(pictures: jax.Array) -> None:
     np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_kernels_start_by_giving_their_inputs_on() -> None:
+def test_kernels_start_as_the_identity() -> None:
     model = nfnets_jax.create_model("nf_convnet", 10, width=(32, 32))
     params, _ = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     x = jax.random.normal(jax.random.key(1), (2, 5, 5, 32))
@@ -144,7 +144,7 @@ def test_outputs_of_standardized_kernels_have_mean_0_and_variance_1() -> None:
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=0.02)
 
 
-def test_training_comes_to_know_the_inputs_of_all_layers(pictures: jax.Array) -> None:
+def test_running_statistics_converge_in_all_layers(pictures: jax.Array) -> None:
     model = nfnets_jax.create_model("nf_convnet", 10, width=(8, 16), features=True)
     params, state = model.init(jax.random.key(0), pictures[:2])
     train = jax.jit(lambda state, x: model.apply(params, state, None, x, True))
@@ -156,7 +156,7 @@ def test_training_comes_to_know_the_inputs_of_all_layers(pictures: jax.Array) ->
     assert 0.8 < after["stage_2"].std() < 1.3
 
 
-def test_in_training_too_an_image_does_not_depend_on_the_others(pictures: jax.Array) -> None:
+def test_the_forward_pass_of_an_image_does_not_depend_on_the_batch(pictures: jax.Array) -> None:
     model = nfnets_jax.create_model("nf_convnet", 10, width=(8, 16))
     params, state = model.init(jax.random.key(0), pictures[:2])
     train = jax.jit(lambda images: model.apply(params, state, None, images, True)[0]["logits"])
@@ -168,7 +168,7 @@ def test_in_training_too_an_image_does_not_depend_on_the_others(pictures: jax.Ar
     assert np.abs(alone[1:] - together[1:]).max() > 0.01
 
 
-def test_when_testing_images_are_seen_mirrored_and_moved_too() -> None:
+def test_evaluation_averages_mirrored_and_shifted_views() -> None:
     images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
     create = functools.partial(
         nfnets_jax.create_model, "nf_convnet", 10, width=(8, 8), features=True

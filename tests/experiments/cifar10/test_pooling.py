@@ -8,7 +8,7 @@ from experiments.cifar10 import pooling
 
 
 @pytest.mark.parametrize("size", [6, 7])
-def test_max_pool_is_that_of_lax_in_value_and_gradient(size: int) -> None:
+def test_max_pool_equals_lax_in_value_and_gradient(size: int) -> None:
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, size, size, 3)), jnp.float32)
 

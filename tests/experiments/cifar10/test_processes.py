@@ -5,27 +5,28 @@ from pathlib import Path
 
 import pytest
 
-from experiments import helpers, process
+from experiments import process
+from experiments.cifar10 import processes as launcher
 from nfnets_jax.errors import InputError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
-# What every process of it writes: which it is, of how many, and on how many cores.
+# Every process of it prints its place among them, and the cores that it is pinned to.
 PROGRAM = """
 import os, sys
 os.sched_getaffinity = lambda pid: {0, 1, 2}
 placed = []
 os.sched_setaffinity = lambda pid, cores: placed.append((pid == os.getpid(), sorted(cores)))
-from experiments import helpers
-if helpers.is_helper():
-    print("helper", sys.argv[2:], os.environ["XLA_FLAGS"])
+from experiments.cifar10 import processes
+if processes.is_follower():
+    print("follower", sys.argv[2:], os.environ["XLA_FLAGS"])
 else:
-    print(helpers.start(int(sys.argv[1]), batch_size=4), placed)
+    print(processes.start(int(sys.argv[1]), batch_size=4), placed)
 """
 
 
 def output(processes: int, xla_flags: str, tmp_path: Path) -> list[str]:
-    """Lines of the program and of its helpers."""
+    """Returns the lines that the program and its followers print."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     done = subprocess.run(
@@ -38,7 +39,7 @@ def output(processes: int, xla_flags: str, tmp_path: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.skipif(process.has_accelerators(), reason="with accelerators there are no helpers")
+@pytest.mark.skipif(process.has_accelerators(), reason="with accelerators there is one process")
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no process keeps to a core here")
 @pytest.mark.parametrize(("processes", "expected"), [(3, 3), (2, 2), (0, 2)])
 def test_each_core_has_a_process(processes: int, expected: int, tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_each_core_has_a_process(processes: int, expected: int, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("processes", "xla_flags"), [(1, ""), (2, "--xla_force_host_platform_device_count=2")]
 )
-def test_a_process_stays_alone_where_the_user_says_so(
+def test_a_process_stays_alone_if_the_user_says_so(
     processes: int, xla_flags: str, tmp_path: Path
 ) -> None:
     assert output(processes, xla_flags, tmp_path) == ["None []"]
@@ -66,17 +67,17 @@ def test_a_process_stays_alone_where_the_user_says_so(
 
 def test_processes_are_counted_from_zero() -> None:
     with pytest.raises(InputError, match="cpu_processes is -1; it takes 1 or more, or 0 for one a"):
-        helpers.start(-1, batch_size=4)
+        launcher.start(-1, batch_size=4)
 
 
-@pytest.mark.skipif(process.has_accelerators(), reason="with accelerators there are no helpers")
-def test_helpers_train_with_the_first_and_only_that_one_tells(tmp_path: Path) -> None:
+@pytest.mark.skipif(process.has_accelerators(), reason="with accelerators there is one process")
+def test_followers_train_with_the_first_process_which_alone_reports(tmp_path: Path) -> None:
     config = tmp_path / "tiny.py"
     config.write_text(CONFIG)
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
-    command = [sys.executable, "-m", "experiments.run", f"--config={config}"]
-    command += [f"--workdir={tmp_path / 'run'}", "--config.cpu_processes=2"]
+    command = [sys.executable, "-m", "experiments.cifar10.train", f"--config={config}"]
+    command += [f"--workdir={tmp_path / 'run'}", "--cpu_processes=2"]
 
     def run(*flags: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
