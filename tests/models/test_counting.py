@@ -108,7 +108,7 @@ def test_parts_have_all_parameters_and_their_stages_shapes(name: str) -> None:
 
 
 def test_products_and_convolutions_are_counted() -> None:
-    """Loops count each iteration; zeros of packed groups and elementwise operations count nothing."""
+    """Loops count each iteration; padding zeros and elementwise operations count nothing."""
 
     def network(x: jax.Array, grouped: jax.Array, dense: jax.Array, matrix: jax.Array) -> jax.Array:
         native = Policy(native=True)

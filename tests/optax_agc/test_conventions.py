@@ -27,7 +27,7 @@ Layer = tuple[Callable[[Any], jax.Array], Any, int]
 
 
 def filled(shapes: Any, scale: float = 1.0, seed: int = 0) -> Any:
-    """Fills shapes with random numbers; layers have shapes alone, so that no initializer compiles."""
+    """Fills shapes with random numbers, so that no initializer compiles."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: np.float32(scale * rng.standard_normal(x.shape)), shapes)
 
@@ -304,9 +304,7 @@ def test_attention_of_flax() -> None:
         (optax_agc.pytorch, {"up.weight": jnp.ones((4, 3, 2, 2)), "up.bias": jnp.ones(6)}),
     ],
 )
-def test_unrecognized_units_are_an_error_that_names_them(
-    convention: Convention, params: Any
-) -> None:
+def test_unrecognized_units_are_named_in_the_error(convention: Convention, params: Any) -> None:
     message = rf"units of (mlp|norm|query|params|linear|l|up)/.*{convention.name}\.override"
     with pytest.raises(ValueError, match=message):
         shapes_of_units(params, convention)
