@@ -8,13 +8,14 @@ import pytest
 
 import nfnets_jax
 from experiments import recipes
+from experiments.configs import efficientnet
 from nfnets_jax.errors import InputError
 from nfnets_jax.training.optimizers import create_optimizer, learning_rate
 from nfnets_jax.training.transfer import heights
 
 
 def test_efficientnets_learn_by_their_papers_schedule() -> None:
-    config = recipes.efficientnet_imagenet(0)
+    config = efficientnet.get_config()
     schedule, epoch = learning_rate(config), config.num_steps / 350
     peak = 5 * epoch  # after the warm-up, in epochs
     assert schedule(round(peak / 2)) == pytest.approx(0.128, rel=0.01)
@@ -34,7 +35,7 @@ def test_a_linear_schedule_ends_at_zero() -> None:
 
 @pytest.mark.parametrize("clipping", [0.0, 0.01])
 def test_rmsprop_is_the_formula(clipping: float) -> None:
-    config = recipes.efficientnet_imagenet(0)
+    config = efficientnet.get_config()
     config.optimizer.update(weight_decay=0.1, clipping=clipping)
     optimizer, schedule = create_optimizer(config, {}), learning_rate(config)
     rng = np.random.default_rng(0)
@@ -57,7 +58,7 @@ def test_rmsprop_is_the_formula(clipping: float) -> None:
 
 
 def test_muon_is_orthogonal_for_kernels_and_adam_for_all_else() -> None:
-    config = recipes.efficientnet_imagenet(0)
+    config = efficientnet.get_config()
     config.optimizer.update(name="muon", momentum=0.8, weight_decay=0.0, nesterov=False)
     optimizer, schedule = create_optimizer(config, {}), learning_rate(config)
     rng = np.random.default_rng(0)
@@ -91,7 +92,7 @@ def test_muon_is_orthogonal_for_kernels_and_adam_for_all_else() -> None:
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "muon"])
 def test_stacked_layers_learn_as_each_alone(name: str) -> None:
     """Clipping, decay, norms and the learning rates of layers, for two steps."""
-    config = recipes.efficientnet_imagenet(0)
+    config = efficientnet.get_config()
     decay = 0.0 if name == "muon" else 0.1
     config.optimizer.update(name=name, clipping=0.01, layer_decay=0.5, weight_decay=decay)
     network: dict[str, Any] = {"depth": (3,), "width": (16,), "strides": (1,), "group_size": 8}
@@ -130,7 +131,7 @@ def test_stacked_layers_learn_as_each_alone(name: str) -> None:
     ],
 )
 def test_settings_that_are_not_known_are_named(field: str, value: object, message: str) -> None:
-    config = recipes.efficientnet_imagenet(0)
+    config = efficientnet.get_config()
     config.optimizer[field] = value
     with pytest.raises(InputError, match=message):
         create_optimizer(config, {})
