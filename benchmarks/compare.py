@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments.shared import shared_folder
+from benchmarks.shared_folder import shared_folder
 
 RESULTS = Path(__file__).parent / "results"
 _UNITS = {"seconds": "s", "images_per_second": "images/s"}

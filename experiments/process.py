@@ -1,4 +1,4 @@
-"""What a command sets up before it computes, so that it is fast."""
+"""Settings of a command's process that make it fast, to be applied before it computes."""
 
 import ctypes
 import importlib.util
@@ -15,12 +15,12 @@ _MADV_HUGEPAGE = 14
 _HUGE_SHARE = 0.75
 
 
-def keep_programs() -> None:
-    """Makes a restart as fast as it can be: what was compiled once is read from a file.
+def cache_compiled_programs() -> None:
+    """Makes JAX keep compiled programs in files, so that a restart does not compile them again.
 
-    It lies in the user's cache, or in ``JAX_COMPILATION_CACHE_DIR`` if that is set.
+    The folder is ``JAX_COMPILATION_CACHE_DIR`` or, where that is not set, one in the user's cache.
     """
-    import jax  # Here, so that a command line that is wrong is refused at once.
+    import jax  # Not at the top: a wrong command line is then reported without delay.
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
@@ -28,20 +28,19 @@ def keep_programs() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keeps memory that is freed for the next step, where JAX computes on CPUs alone.
+    """Makes glibc keep freed memory for the next step, where JAX computes on CPUs alone.
 
-    XLA takes the gigabytes that a step works in anew each time, and glibc would give them back to
-    the system, which hands them out again page by page and zeroed. The pages are huge where Linux
-    has such: of small ones a step touches more than a processor knows the places of. To be called
-    before JAX starts its threads. Where the user has set one of glibc's ``MALLOC_`` variables,
-    those hold.
+    XLA allocates the gigabytes of a step each time. By default glibc returns them to the system,
+    which then hands them out page by page and zeroed. The pages are huge where Linux supports them,
+    because a step touches more small pages than a processor's TLB holds. Call it before JAX starts
+    its threads. Does nothing where the environment has a ``MALLOC_`` variable of glibc.
     """
     if platform.libc_ver()[0] != "glibc" or has_accelerators():
         return
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
     libc = ctypes.CDLL(None)
-    # Arenas of threads take what is large from the system whatever the other two say.
+    # The arenas of threads map large blocks whatever the other two options say.
     libc.mallopt(_M_ARENA_MAX, 1)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)  # Never.
@@ -66,6 +65,6 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
 
 
 def has_accelerators() -> bool:
-    """Whether JAX was installed for more than CPUs; it is not asked, for it would start threads."""
+    """Returns whether JAX was installed for more than CPUs, without starting it."""
     plugins = metadata.entry_points(group="jax_plugins")
     return bool(plugins) or importlib.util.find_spec("libtpu") is not None

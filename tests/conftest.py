@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.shared import shared_folder
+from benchmarks.shared_folder import shared_folder
 
 collect_ignore = ["weights/run_timm.py"]  # It is run by another Python.
 

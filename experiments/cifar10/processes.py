@@ -41,7 +41,7 @@ def start(processes: int, batch_size: int) -> Membership | None:
       InputError: ``processes`` is negative.
     """
     if processes < 0:
-        raise InputError(f"cpu_processes is {processes}; it takes 1 or more, or 0 for one a core")
+        raise InputError(f"{processes} processes; it takes 1 or more, or 0 for one a core")
     cores = _cores()
     if not processes:
         shares = range(1, len(cores) + 1)
@@ -50,7 +50,7 @@ def start(processes: int, batch_size: int) -> Membership | None:
     if processes == 1 or process.has_accelerators() or _DEVICES_FLAG in xla_flags:
         return None
     os.environ["XLA_FLAGS"] = f"{xla_flags} --xla_cpu_multi_thread_eigen=false".strip()
-    first = Membership(f"127.0.0.1:{_free_port()}", processes, 0)
+    first = Membership(f"127.0.0.1:{free_port()}", processes, 0)
     for index in range(1, processes):
         membership = first._replace(process_id=index)
         flags = [f"--{name}={value}" for name, value in membership._asdict().items()]
@@ -79,7 +79,8 @@ def _pin(pid: int, core: int) -> None:
         os.sched_setaffinity(pid, {core})
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a TCP port of this machine that no process listens at."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

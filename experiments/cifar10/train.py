@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             membership = processes.start(_CPU_PROCESSES.value, flags.FLAGS.config.batch_size)
         except InputError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: --cpu_processes: {error}")
         for name, value in membership._asdict().items() if membership else ():
             setattr(flags.FLAGS, name, value)
     try:

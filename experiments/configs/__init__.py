@@ -1,1 +1,45 @@
-"""One file a configuration: ``get_config()`` gives it, the first line says how to run it."""
+"""Configurations by name. Each file is a family: ``VARIANTS`` and ``get_config(name)``.
+
+``lm`` belongs to a study of its own and is none of them.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments.configs import (
+    cifar10,
+    digits,
+    efficientnet,
+    finetune,
+    nf_regnet,
+    nf_resnet,
+    nfnet,
+    resnet,
+)
+from nfnets_jax.errors import InputError, nearest
+
+_FAMILIES = (nfnet, nf_resnet, nf_regnet, resnet, efficientnet, digits, cifar10, finetune)
+# The family of each configuration.
+FAMILIES = {name: family for family in _FAMILIES for name in family.VARIANTS}
+
+
+def get_config(name: str) -> ConfigDict:
+    """Returns the configuration called ``name``."""
+    return FAMILIES[name].get_config(name)
+
+
+def find(name: str) -> str:
+    """Returns where a configuration is, as ``FILE`` or, with an argument for it, ``FILE:ARGUMENT``.
+
+    Args:
+      name: one of ``FAMILIES``, or already a path of one of the two forms.
+
+    Raises:
+      InputError: there is neither; the message has the nearest names.
+    """
+    if name in FAMILIES:
+        return f"{FAMILIES[name].__file__}:{name}"
+    if name and Path(name.partition(":")[0]).is_file():
+        return name
+    raise InputError(f"no configuration {name!r}; {nearest(name, sorted(FAMILIES))}")

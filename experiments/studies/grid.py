@@ -43,7 +43,7 @@ def command(description: str, name: str, study: Callable[[Path, str, Path | None
     """Runs ``study(workdir, budget, data_dir)``, which trains; bad input ends it with one line."""
     arguments = parse(description, name)
     process.keep_freed_memory()
-    process.keep_programs()  # Runs that differ by their seed share them.
+    process.cache_compiled_programs()  # Runs that differ by their seed share them.
     try:
         study(arguments.workdir, arguments.budget, arguments.data_dir)
     except InputError as error:

@@ -3,7 +3,7 @@
     python -m experiments.studies.lm_char --budget=smoke|cpu|gpu --workdir=DIR
 
 SGD and AdamW, without clipping, with the gradient's global norm clipped, and with AGC, over
-learning rates and batch sizes (``experiments/configs/lm_char.py``), each on as many bytes. Writes
+learning rates and batch sizes (``experiments/configs/lm.py``), each on as many bytes. Writes
 the final loss against the learning rate as ``loss.png``, all of it as ``results.csv``, and
 ``report.md``, which names the widest range of learning rates that train. It needs no data but
 Python itself.
@@ -27,7 +27,7 @@ from jax import lax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments.configs import lm_char
+from experiments.configs import lm
 from experiments.studies import grid
 from nfnets_jax import optax_agc
 from nfnets_jax.atomic import replaced
@@ -40,7 +40,7 @@ _COLORS = {"none": "C7", "global norm": "C0", "AGC": "C1"}
 def main() -> None:
     """Runs the study that the command line asks for."""
     arguments = grid.parse(__doc__.splitlines()[0], "lm_char")
-    config = lm_char.get_config(arguments.budget)
+    config = lm.get_config(arguments.budget)
     names = ("optimizer", "batch_size", "learning_rate", "clipping")
     members = [
         dict(zip(names, values, strict=True))

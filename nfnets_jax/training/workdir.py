@@ -13,8 +13,8 @@ from nfnets_jax.training import hosts, reporting
 # Fields that a resumed run may change: they do not touch what is learned.
 _FREE_FIELDS = frozenset(
     {
+        "imports",
         "num_devices",
-        "cpu_processes",
         "micro_batch_size",
         "log_every",
         "look_every",

@@ -1,27 +1,88 @@
-import runpy
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-import experiments.configs
 import nfnets_jax
+from experiments import configs, recipes
+from experiments.configs import digits, efficientnet, lm, nf_regnet, nf_resnet, nfnet, resnet
+from experiments.projects import import_projects
+from experiments.published_results import PUBLISHED
+from nfnets_jax.errors import InputError
+from nfnets_jax.training import workdir
 
-# lm_char is a study's, not a configuration of experiments.run.
-CONFIGS = sorted(Path(experiments.configs.__path__[0]).glob("[!_]*.py"))
-CONFIGS = [path for path in CONFIGS if path.stem != "lm_char"]
+REPOSITORY = Path(__file__).parents[2]
+FAMILIES = list(dict.fromkeys(configs.FAMILIES.values()))
+IMAGENET = (nfnet, nf_resnet, nf_regnet, resnet, efficientnet)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_configurations_open_with_their_command_and_make_a_model(path: Path) -> None:
-    module = runpy.run_path(str(path))
-    assert f"python -m experiments.run --config={path.stem}" in module["__doc__"].splitlines()[0]
-    config = module["get_config"]()
+def test_all_names_are_known() -> None:
+    assert set(configs.FAMILIES) == {
+        *(f"nfnet_f{index}" for index in range(8)),
+        "nfnet_f6_sam",
+        *(f"nf_resnet{depth}" for depth in (50, 101, 152, 200, 288, 600)),
+        *(f"nf_regnet_b{index}" for index in range(9)),
+        *(f"resnet{depth}" for depth in (50, 101, 152, 200)),
+        *("resnet50d", "seresnet50", "seresnext26d_32x4d", "seresnext50_32x4d"),
+        *("seresnext50d_32x4d", "seresnext101d_32x8d"),
+        *(f"{form}_resnet50" for form in ("skipinit", "fixup", "unnormalized")),
+        *(f"efficientnet_b{index}" for index in range(8)),
+        *("nfnet_digits", "nfnet_cifar10", "nfnet_cifar10_gpu", "finetune"),
+    }
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, lm], ids=lambda x: x.__name__)
+def test_a_family_opens_with_command_hardware_hours_and_accuracy(family: ModuleType) -> None:
+    summary, command, *facts = (family.__doc__ or "").strip().split("\n\n")
+    assert summary.endswith(".")
+    if family is lm:
+        assert "python -m experiments.studies.lm_char --budget=cpu" in command
+    else:
+        (name,) = re.findall(r"python -m experiments\.run --config=(\w+)", command)
+        assert name in family.VARIANTS
+    for fact in ("Data", "Hardware", "Hours", "Accuracy", "Recipe"):
+        assert re.search(rf"^{fact}: \w", "\n".join(facts), re.MULTILINE)
+
+
+@pytest.mark.parametrize("family", IMAGENET, ids=lambda family: family.__name__)
+def test_published_accuracies_are_those_on_record(family: ModuleType) -> None:
+    table = re.findall(r"^    (\w+) +([\d.]+|-) ", family.__doc__ or "", re.MULTILINE)
+    stated = {name: float(top1) for name, top1 in table if top1 != "-"}
+    published = {
+        name: PUBLISHED[name.removesuffix("_sam")].top1
+        for name in set(family.VARIANTS) - {"nfnet_f6"}
+        if name.removesuffix("_sam") in PUBLISHED
+    }
+    assert stated == {name: top1 for name, top1 in published.items() if top1}
+
+
+@pytest.mark.parametrize("name", configs.FAMILIES)
+def test_a_configuration_makes_a_model_and_has_the_promised_fields(name: str) -> None:
+    config = configs.get_config(name)
+    import_projects(config.imports)
     nfnets_jax.create_model(num_classes=10, precision=config.precision, **config.model)
-    for name in ("dir", "name"):
-        assert name in config.data
+    for field in ("dir", "name"):
+        assert field in config.data
     for field in ("batch_size", "num_steps", "num_devices", "seed", "precision",
-                  "checkpoint_every", "eval_every"):  # fmt: skip
+                  "checkpoint_every", "eval_every", "imports"):  # fmt: skip
         assert field in config
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, family in configs.FAMILIES.items() if family in IMAGENET] + ["finetune"]
+)
+def test_sizes_and_drop_rates_are_those_of_the_network(name: str) -> None:
+    config = configs.get_config(name)
+    network = nfnets_jax.create_model(config.model.name).config
+    assert config.data.image_size == network.train_size
+    assert config.data.test_image_size == network.test_size
+    assert config.model.dropout_rate == network.dropout_rate
+    assert config.model.stochastic_depth_rate == network.stochastic_depth_rate
 
 
 @pytest.mark.parametrize(
@@ -40,16 +101,26 @@ def test_configurations_open_with_their_command_and_make_a_model(path: Path) -> 
 def test_nfnets_have_the_papers_settings(
     index: int, train: int, test: int, dropout: float, magnitude: int
 ) -> None:
-    path = next(path for path in CONFIGS if path.stem == f"nfnet_f{index}")
-    config = runpy.run_path(str(path))["get_config"]()
+    """Brock et al. 2021b, arXiv:2102.06171, table 1, section 6.1 and appendix."""
+    config = configs.get_config(f"nfnet_f{index}")
     assert (config.data.image_size, config.data.test_image_size) == (train, test)
     assert (config.model.dropout_rate, config.model.stochastic_depth_rate) == (dropout, 0.25)
     assert config.augment.randaugment_magnitude == magnitude
+    assert config.augment.randaugment_layers == 4
+    assert (config.augment.mixup_alpha, config.augment.cutmix) == (0.2, True)
     assert config.batch_size == 4096
     assert config.num_steps == 360 * 1_281_167 // 4096
     assert config.optimizer.warmup_fraction * config.num_steps == pytest.approx(
         5 * 1_281_167 / 4096, abs=1
     )
+
+
+def test_f6_with_sam_differs_from_f6_in_sam_alone() -> None:
+    """Brock et al. 2021b, arXiv:2102.06171, section 6.1: radius 0.05, a fifth of the batch."""
+    plain, sam = (configs.get_config(name) for name in ("nfnet_f6", "nfnet_f6_sam"))
+    assert (sam.optimizer.sam_rho, sam.optimizer.sam_fraction) == (0.05, 0.2)
+    sam.optimizer.update(sam_rho=0.0, sam_fraction=1.0)
+    assert sam == plain
 
 
 @pytest.mark.parametrize(
@@ -63,8 +134,8 @@ def test_nfnets_have_the_papers_settings(
 def test_nf_resnets_and_nf_regnets_have_their_papers_settings(
     name: str, train: int, test: int, dropout: float, epochs: int
 ) -> None:
-    path = next(path for path in CONFIGS if path.stem == name)
-    config = runpy.run_path(str(path))["get_config"]()
+    """Brock et al. 2021a, arXiv:2101.08692, sections 5 and 6 and appendix."""
+    config = configs.get_config(name)
     assert (config.data.image_size, config.data.test_image_size) == (train, test)
     assert (config.model.dropout_rate, config.model.stochastic_depth_rate) == (dropout, 0.1)
     assert config.augment.randaugment_layers == 0
@@ -72,3 +143,103 @@ def test_nf_resnets_and_nf_regnets_have_their_papers_settings(
     assert config.batch_size == 1024
     assert config.num_steps == epochs * 1_281_167 // 1024
     assert (config.optimizer.weight_decay, config.optimizer.clipping) == (5e-5, 0.0)
+
+
+OPTIMIZATION = (
+    "batch_size", "num_steps", "precision", "label_smoothing", "ema_decay", "optimizer.name",
+    "optimizer.schedule", "optimizer.base_learning_rate", "optimizer.warmup_fraction",
+    "optimizer.momentum", "optimizer.nesterov", "optimizer.weight_decay", "optimizer.clipping",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("nfnet_f0", (4096, 112602, "bfloat16", 0.1, 0.99999, "sgd",
+                      "cosine", 0.1, 5 / 360, 0.9, True, 2e-5, 0.01)),
+        ("nf_resnet50", (1024, 112602, "bfloat16", 0.1, 0.99999, "sgd",
+                         "cosine", 0.1, 5 / 90, 0.9, True, 5e-5, 0.0)),
+        ("nf_regnet_b0", (1024, 450410, "bfloat16", 0.1, 0.99999, "sgd",
+                          "cosine", 0.1, 5 / 360, 0.9, True, 5e-5, 0.0)),
+        ("resnet50", (1024, 112602, "bfloat16", 0.1, 0.99999, "sgd",
+                      "cosine", 0.1, 5 / 90, 0.9, True, 1e-4, 0.0)),
+        ("efficientnet_b0", (4096, 109474, "bfloat16", 0.1, 0.9999, "rmsprop",
+                             "exponential", 0.016, 5 / 350, 0.9, False, 1e-5, 0.0)),
+        ("nfnet_digits", (64, 600, "float32", 0.1, 0.99999, "sgd",
+                          "cosine", 0.4, 0.1, 0.9, True, 2e-5, 0.01)),
+        ("nfnet_cifar10", (512, 770, "bfloat16_products", 0.2, 0.0, "muon",
+                           "linear", 0.075, 0.02, 0.6, True, 0.0, 0.0)),
+        ("nfnet_cifar10_gpu", (512, 1562, "bfloat16", 0.2, 0.0, "muon",
+                               "linear", 0.075, 0.02, 0.6, True, 0.0, 0.0)),
+        ("finetune", (128, 5000, "bfloat16", 0.1, 0.999, "sgd",
+                      "cosine", 0.01, 0.1, 0.9, True, 2e-5, 0.01)),
+    ],
+)  # fmt: skip
+def test_a_family_is_optimized_as_its_sources_say(name: str, values: tuple[Any, ...]) -> None:
+    """The papers that the families name.
+
+    NFNets: Brock et al. 2021b, arXiv:2102.06171, section 6.1. NF-ResNets and NF-RegNets: Brock et
+    al. 2021a, arXiv:2101.08692, appendix. ResNets: Goyal et al. 2017, arXiv:1706.02677, section
+    5.1, and He et al. 2019, arXiv:1812.01187, section 5. EfficientNets: Tan and Le 2019,
+    arXiv:1905.11946, section 5.2, and 2021, arXiv:2104.00298, section 5.1. The others are this
+    project's.
+    """
+    config = configs.get_config(name)
+    for other, family in configs.FAMILIES.items():
+        if family is configs.FAMILIES[name] and family in IMAGENET:
+            shared = configs.get_config(other)
+            shared.optimizer.update(sam_rho=0.0, sam_fraction=1.0)
+            assert shared.optimizer == config.optimizer, other
+    found = [_field(config, field) for field in OPTIMIZATION]
+    assert dict(zip(OPTIMIZATION, found, strict=True)) == dict(
+        zip(OPTIMIZATION, values, strict=True)
+    )
+
+
+def _field(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = config[name]
+    return config
+
+
+def test_no_configuration_imports_jax() -> None:
+    program = (
+        "import sys; from experiments import configs;"
+        "[configs.get_config(name) for name in configs.FAMILIES]; print('jax' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": None}, "the recipe lacks the field 'batch_size'"),
+        ({"batchsize": 3}, "no field 'batchsize'; nearest: batch_size"),
+        ({"data": {"name": "digits"}}, "the recipe lacks the field 'data.image_size'"),
+        ({"augment": {"cutmixes": True}}, "no field 'augment.cutmixes'; nearest: cutmix"),
+    ],
+)
+def test_a_recipe_is_refused_for_a_field_too_few_or_too_many(
+    changes: dict[str, Any], message: str
+) -> None:
+    recipe = recipes.small_images("nfnet_micro", "digits", 8).to_dict()
+    assert recipes.complete(recipe).to_dict() == recipe
+    changed = {name: value for name, value in {**recipe, **changes}.items() if value is not None}
+    with pytest.raises(InputError, match=message):
+        recipes.complete(changed)
+
+
+def test_a_run_that_was_started_without_imports_resumes(tmp_path: Path) -> None:
+    config = digits.get_config()
+    workdir.claim(tmp_path, config)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written.pop("imports") == []
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    workdir.claim(tmp_path, config)
+    config.seed = 1
+    with pytest.raises(InputError, match="seed 0 there, 1 here"):
+        workdir.claim(tmp_path, config)

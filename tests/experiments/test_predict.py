@@ -11,7 +11,7 @@ import pytest
 
 import nfnets_jax
 from experiments import evaluate, predict
-from experiments.configs import nfnet_digits
+from experiments.configs import digits
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.serving.classifier import open_classifier
@@ -29,7 +29,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of a run that has learned a little."""
     workdir = tmp_path_factory.mktemp("run")
-    config = nfnet_digits.get_config()
+    config = digits.get_config()
     config.update({"num_steps": 120, "batch_size": 64, "num_devices": 1})
     with config.unlocked():  # A network that is compiled soon.
         config.model.update(width=(32,), depth=(1,), strides=(1,), stem=((16, 1),), group_size=16)
@@ -133,7 +133,7 @@ def test_a_run_is_evaluated_as_it_evaluates_itself(
 
 @pytest.mark.slow
 def test_a_batch_normalized_run_brings_its_statistics(tmp_path: Path) -> None:
-    config = nfnet_digits.get_config()
+    config = digits.get_config()
     config.update({"num_steps": 30, "batch_size": 64, "num_devices": 1})
     small = {"name": "resnet50", "width": (32,), "depth": (1,), "group_width": 8}
     with config.unlocked():

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import process
 
-# What takes 64 MB and frees them, ten times in a thread; then the pages that the last time took.
+# Allocates and frees 64 MB in a thread ten times; prints the page faults of the last time.
 PROGRAM = """
 import concurrent.futures, resource, sys
 import numpy as np
@@ -44,8 +44,8 @@ for line in Path("/proc/self/smaps").read_text().splitlines():
 """
 
 pytestmark = [
-    pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told"),
-    pytest.mark.skipif(process.has_accelerators(), reason="with accelerators nothing is told"),
+    pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc"),
+    pytest.mark.skipif(process.has_accelerators(), reason="with accelerators nothing is set"),
     pytest.mark.skipif("MALLOC_ARENA_MAX" in os.environ, reason="MALLOC_ARENA_MAX is set"),
 ]
 
@@ -62,10 +62,10 @@ def run(program: str, *arguments: str, **environment: str) -> int:
     return int(done.stdout)
 
 
-def test_memory_that_was_freed_is_taken_again() -> None:
+def test_freed_memory_is_used_again() -> None:
     whole = 2**26 // os.sysconf("SC_PAGE_SIZE")
     assert run(PROGRAM, "keep") < whole / 100
-    # A page of this may be a huge one.
+    # Some of these pages may be huge.
     assert run(PROGRAM, "leave") > whole / 1000
     assert run(PROGRAM, "keep", MALLOC_TRIM_THRESHOLD_="131072") > whole / 1000
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from experiments.helpers import free_port
+from experiments.cifar10.processes import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = """

@@ -9,6 +9,7 @@ import pytest
 
 import nfnets_jax
 from experiments import recipes
+from experiments.configs import efficientnet
 from nfnets_jax import optax_agc
 from nfnets_jax.errors import InputError
 from nfnets_jax.training.optimizers import create_optimizer, learning_rate, sgd_in_place
@@ -16,7 +17,7 @@ from nfnets_jax.training.transfer import heights
 
 
 def test_efficientnets_learn_by_their_papers_schedule() -> None:
-    config = recipes.efficientnet_imagenet(0)
+    config = efficientnet.get_config()
     schedule, epoch = learning_rate(config), config.num_steps / 350
     peak = 5 * epoch  # after the warm-up, in epochs
     assert schedule(round(peak / 2)) == pytest.approx(0.128, rel=0.01)
@@ -36,7 +37,7 @@ def test_a_linear_schedule_ends_at_zero() -> None:
 
 @pytest.mark.parametrize("clipping", [0.0, 0.01])
 def test_rmsprop_is_the_formula(clipping: float) -> None:
-    config = recipes.efficientnet_imagenet(0)
+    config = efficientnet.get_config()
     config.optimizer.update(weight_decay=0.1, clipping=clipping)
     optimizer, schedule = create_optimizer(config, {}), learning_rate(config)
     rng = np.random.default_rng(0)
@@ -61,7 +62,7 @@ def test_rmsprop_is_the_formula(clipping: float) -> None:
 @pytest.mark.parametrize("name", ["sgd", "rmsprop"])
 def test_stacked_layers_learn_as_each_alone(name: str) -> None:
     """Clipping, decay, norms and the learning rates of layers, for two steps."""
-    config = recipes.efficientnet_imagenet(0)
+    config = efficientnet.get_config()
     config.optimizer.update(name=name, clipping=0.01, layer_decay=0.5, weight_decay=0.1)
     network: dict[str, Any] = {"depth": (3,), "width": (16,), "strides": (1,), "group_size": 8}
     model = nfnets_jax.create_model("nfnet_micro", 10, **network, looped_blocks=2)
@@ -98,7 +99,7 @@ def test_stacked_layers_learn_as_each_alone(name: str) -> None:
     ],
 )
 def test_settings_that_are_not_known_are_named(field: str, value: object, message: str) -> None:
-    config = recipes.efficientnet_imagenet(0)
+    config = efficientnet.get_config()
     config.optimizer[field] = value
     with pytest.raises(InputError, match=message):
         create_optimizer(config, {})

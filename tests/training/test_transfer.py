@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import nfnets_jax
-from experiments.configs import nfnet_digits
+from experiments.configs import digits
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import loop, step
 from nfnets_jax.training.memory import compile_update
@@ -30,7 +30,7 @@ LINEAR = "NFNet/~/linear"
 
 
 def configuration(**init: object) -> ConfigDict:
-    config = nfnet_digits.get_config()
+    config = digits.get_config()
     config.update({"num_steps": 2, "batch_size": 16, "num_devices": 1, "look_every": 0})
     config.init.update(init)
     with config.unlocked():

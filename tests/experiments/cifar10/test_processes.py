@@ -66,7 +66,7 @@ def test_a_process_stays_alone_if_the_user_says_so(
 
 
 def test_processes_are_counted_from_zero() -> None:
-    with pytest.raises(InputError, match="cpu_processes is -1; it takes 1 or more, or 0 for one a"):
+    with pytest.raises(InputError, match="-1 processes; it takes 1 or more, or 0 for one a core"):
         launcher.start(-1, batch_size=4)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.configs import lm_char as configuration
+from experiments.configs import lm as configuration
 from experiments.studies import lm_char
 
 
