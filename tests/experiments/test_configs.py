@@ -167,7 +167,7 @@ OPTIMIZATION = (
                              "exponential", 0.016, 5 / 350, 0.9, False, 1e-5, 0.0)),
         ("nfnet_digits", (64, 600, "float32", 0.1, 0.99999, "sgd",
                           "cosine", 0.4, 0.1, 0.9, True, 2e-5, 0.01)),
-        ("nfnet_cifar10", (512, 770, "bfloat16_products", 0.2, 0.0, "muon",
+        ("nfnet_cifar10", (512, 770, "float32", 0.2, 0.0, "muon",
                            "linear", 0.075, 0.02, 0.6, True, 0.0, 0.0)),
         ("nfnet_cifar10_gpu", (512, 1562, "bfloat16", 0.2, 0.0, "muon",
                                "linear", 0.075, 0.02, 0.6, True, 0.0, 0.0)),
