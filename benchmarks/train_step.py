@@ -4,7 +4,7 @@
 
 The step is the one of ``experiments.run`` on one device: loss, gradient, AGC, SGD with Nesterov
 momentum, moving average of the parameters. ``--forward`` times inference instead, and with
-``--folded`` that of the weights that ``nfnets_jax.serving.export.fold`` makes.
+``--folded`` that of the weights that ``nfnets_jax.serving.frozen.fold`` makes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models import counting
 from nfnets_jax.models.registry import PRECISIONS, Model
 from nfnets_jax.models.stage import REMAT
-from nfnets_jax.serving.export import fold
+from nfnets_jax.serving.frozen import fold
 from nfnets_jax.training import step
 from nfnets_jax.training.memory import planned_bytes
 from nfnets_jax.training.optimizers import sgd_in_place

@@ -3,15 +3,17 @@
     python -m experiments.convert F0_haiku.npz nfnet_f0.safetensors --model=nfnet_f0
     python -m experiments.convert F0_haiku.npz timm.safetensors --model=nfnet_f0 --to=timm
 
-SOURCE is whatever ``load_pretrained`` takes: a published file, a ``.safetensors`` of ours, timm's
-state dict in ``.safetensors`` or ``.pth``, a run, a URL. What it is shows by its content.
+SOURCE is anything that ``load_pretrained`` takes: a published file, a ``.safetensors`` of ours,
+timm's state dict in ``.safetensors`` or ``.pth``, a run, a URL. Its content decides which.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from experiments import opening
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import create_model
 from nfnets_jax.weights.files import write_safetensors
@@ -23,7 +25,7 @@ _FORMATS = {".safetensors": "ours", ".npz": "published", ".pkl": "published"}
 
 
 def main() -> None:
-    """Converts what the command line names."""
+    """Converts the file of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,26 +33,29 @@ def main() -> None:
     parser.add_argument("target", type=Path, help=f"file to write: {', '.join(_FORMATS)}")
     parser.add_argument("--model", required=True, help="such as nfnet_f0")
     parser.add_argument("--to", choices=sorted({*_FORMATS.values(), "timm"}), help="by the suffix")
-    parser.add_argument("--raw", action="store_true", help="of a run, not the moving average")
+    parser.add_argument("--raw", action="store_true", help="a run's last parameters, unaveraged")
     arguments = parser.parse_args()
     try:
-        write = _writer(arguments.target, arguments.to, arguments.model)
-        params = load_pretrained(arguments.model, arguments.source, average=not arguments.raw)
-        write(params)
+        settings = opening.model_of_run(arguments.source) or {"name": arguments.model}
+        if settings["name"] != arguments.model:
+            raise InputError(f"{arguments.source} is a run of {settings['name']}")
+        write = _writer(arguments.target, arguments.to, settings)
+        average = not arguments.raw
+        write(load_pretrained(path_or_url=arguments.source, average=average, **settings))
     except InputError as error:
         sys.exit(f"error: {error}")
     print(arguments.target)
 
 
-def _writer(target: Path, to: str | None, model: str) -> Callable[[Tree], None]:
-    """What writes parameters of the model to the file, chosen before any work is done."""
-    config = create_model(model).config
+def _writer(target: Path, to: str | None, settings: dict[str, Any]) -> Callable[[Tree], None]:
+    """Returns the function that writes the parameters, chosen before any work is done."""
+    config = create_model(**settings).config
     to = to or _FORMATS.get(target.suffix)
     if to == "published":
         return lambda params: write_published(target, params)
     if target.suffix != ".safetensors":
         known = ", ".join(_FORMATS)
-        raise InputError(f"{target} has none of the suffixes that can be written: {known}")
+        raise InputError(f"{target} must end in one of {known}")
     if to == "timm":
         return lambda params: write_safetensors(target, to_timm(params, config))
     return lambda params: save_pretrained(target, params)

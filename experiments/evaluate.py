@@ -1,10 +1,10 @@
-"""Evaluates a classifier on a folder of folders of images, or on a split that TFDS prepared.
+"""Evaluates a classifier on a folder of classes, or on a split of a TFDS dataset.
 
     python -m experiments.evaluate --model=nfnet_f0 --data.dir=imagenet/val
     python -m experiments.evaluate --weights=runs/nfnet_cifar10 --data.split=test --json
 
-Top-1, top-5, accuracy of each class, expected calibration error, images a second. A run knows its
-model and its data. Exit codes: 0; 1, something cannot be used, and one line says what.
+It prints top-1, top-5, the accuracy of each class, the expected calibration error, and images a
+second. A run knows its model and its data. Exit codes: 0; 1, with one line that says why.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from nfnets_jax.data.reader import Reader
 from nfnets_jax.data.sources import Source, open_split
 from nfnets_jax.errors import InputError, WorkerError, nearest
 from nfnets_jax.serving.classifier import Classifier
-from nfnets_jax.serving.metrics import Tally
-from nfnets_jax.training.workdir import read_run
+from nfnets_jax.serving.metrics import Accuracy
+from nfnets_jax.weights.run import read_run
 
-# Of the classes, how many are shown that are told apart worst.
+# How many classes the text shows, those with the lowest accuracy.
 _WORST = 5
 
 
@@ -70,9 +70,9 @@ def main() -> None:
 
 
 def _data(arguments: argparse.Namespace) -> tuple[Source, tuple[str, ...]]:
-    """What to evaluate on; a run's own data where nothing else is named."""
+    """Returns the images and their class names: those of the flags, or else the run's own."""
     name, directory = arguments.name, arguments.dir
-    if not name and not directory and arguments.weights and Path(arguments.weights).is_dir():
+    if not name and not directory and opening.is_run(arguments.weights):
         data = read_run(Path(arguments.weights)).config["data"]
         name, size = data["name"], data["test_image_size"]
         directory = data["test_dir"] or data["dir"]
@@ -81,7 +81,7 @@ def _data(arguments: argparse.Namespace) -> tuple[Source, tuple[str, ...]]:
 
 
 def label_map(names: Sequence[str], classifier: Classifier) -> np.ndarray:
-    """``[K]`` labels of the classifier for those of the data, found by the classes' names.
+    """Returns the classifier's labels ``[K]`` for those of the data, matched by name.
 
     Raises:
       InputError: the data have classes that the classifier does not know.
@@ -113,20 +113,19 @@ def evaluate(
     workers: int = 0,
     max_unreadable: float = 0.001,
 ) -> dict[str, Any]:
-    """Figures over all of the source.
+    """Evaluates a classifier on all images of a source.
 
     Args:
-      classifier: what is evaluated.
-      source: what on.
-      labels: as ``label_map`` gives them.
+      classifier: the classifier.
+      source: images and labels.
+      labels: as ``label_map`` returns them.
       batch_size: over all devices.
       workers: processes that read images; 0 reads in threads.
-      max_unreadable: share of the images beyond which the evaluation ends.
+      max_unreadable: share of unreadable images above which the evaluation ends.
 
     Returns:
-      ``Tally.summary``, ``images_per_second`` without the first batch, in which the network is
-      compiled (None if there is no other), ``unreadable``, and ``classes``:
-      ``{name: {"top1", "examples"}}``.
+      ``Accuracy.summary``; ``images_per_second``, without the first batch, which compiles (None if
+      there is no other); ``unreadable``; and ``classes``: ``{name: {"top1", "examples"}}``.
 
     Raises:
       InputError: too many images cannot be read, or all of the first few.
@@ -134,11 +133,11 @@ def evaluate(
     """
     check_readable(source)
     console = rich.console.Console(stderr=True)
-    account = ReadErrors("images", len(source), max_unreadable, _tell)
-    tally = Tally(classifier.num_classes)
+    errors = ReadErrors("images", len(source), max_unreadable, _warn)
+    accuracy = Accuracy(classifier.num_classes)
     batches = eval_batches(source, classifier.view, classifier.view.channels, batch_size)
     begun: tuple[float, int] | None = None
-    with contextlib.closing(Reader(batches, 0, workers, warn=_tell)) as reader:
+    with contextlib.closing(Reader(batches, 0, workers, warn=_warn)) as reader:
         for batch in rich.progress.track(
             reader,
             "evaluating",
@@ -147,26 +146,28 @@ def evaluate(
             transient=True,
             disable=not console.is_terminal,
         ):
-            account.add(batch["unreadable"])
+            errors.add(batch["unreadable"])
             counted = batch["mask"] > 0
             probabilities = classifier(batch["image"])
-            tally.add(probabilities[counted], labels[batch["label"][counted]])
-            begun = begun or (time.monotonic(), tally.examples)
-    seconds, rest = (time.monotonic() - begun[0], tally.examples - begun[1]) if begun else (0.0, 0)
+            accuracy.add(probabilities[counted], labels[batch["label"][counted]])
+            begun = begun or (time.monotonic(), accuracy.examples)
+    seconds, rest = 0.0, 0
+    if begun:
+        seconds, rest = time.monotonic() - begun[0], accuracy.examples - begun[1]
     return {
-        **tally.summary(),
+        **accuracy.summary(),
         "images_per_second": round(rest / seconds, 1) if rest else None,
         "device": f"{len(classifier.devices)} x {jax.devices()[0].device_kind}",
-        "unreadable": len(account.messages),
+        "unreadable": len(errors.messages),
         "classes": {
             classifier.name(label): {"top1": top1, "examples": examples}
-            for label, (top1, examples) in tally.per_class().items()
+            for label, (top1, examples) in accuracy.per_class().items()
         },
     }
 
 
 def as_text(figures: dict[str, Any]) -> str:
-    """The figures for people to read, of the classes the worst few."""
+    """Formats the figures, with the few worst classes."""
     rate = figures["images_per_second"]
     lines = [
         f"top-1 {figures['top1']:.2%}  top-5 {figures['top5']:.2%}  "
@@ -178,7 +179,7 @@ def as_text(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _tell(line: str) -> None:
+def _warn(line: str) -> None:
     print(line, file=sys.stderr)
 
 

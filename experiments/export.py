@@ -3,13 +3,13 @@
     python -m experiments.export nfnet_f0.stablehlo --model=nfnet_f0
     python -m experiments.export digits.onnx --weights=runs/nfnet_digits
 
-The artifact takes pixels, ``[N, H, W, C]`` uint8 of any N, and gives the logits and the pooled
-features; beside it, ``TARGET.json`` says what images it wants and what its classes are. StableHLO
-runs where jax and flatbuffers are:
+The artifact maps pixels, ``[N, H, W, C]`` uint8 of any N, to the logits and the pooled features.
+``TARGET.json`` beside it describes the images and the classes. StableHLO runs with jax and
+flatbuffers alone:
 
     jax.export.deserialize(bytearray(open("nfnet_f0.stablehlo", "rb").read())).call(images)
 
-Exit codes: 0; 1, something cannot be used, and one line says what.
+Exit codes: 0; 1, with one line that says why.
 """
 
 import argparse
@@ -24,38 +24,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import opening
-from nfnets_jax.atomic import written
+from nfnets_jax.atomic import atomic_write_for_user
 from nfnets_jax.errors import InputError
 from nfnets_jax.serving.classifier import Classifier
 from nfnets_jax.serving.export import export, export_onnx
 
 _FORMATS = {".stablehlo": "StableHLO", ".onnx": "ONNX"}
-# How far the artifact may be from what it was made of, over the logits' standard deviation.
+# Largest error of the artifact's logits, over their standard deviation.
 _TOLERANCE = 1e-5
 
 
 def main() -> None:
-    """Exports what the command line names."""
+    """Exports the classifier of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("target", type=Path, help=f"file to write: {', '.join(_FORMATS)}")
     opening.add_flags(parser)
-    parser.add_argument("--batch", type=int, help="images it takes; any number by default")
-    parser.add_argument("--platforms", default="cpu,cuda,tpu", help="of StableHLO")
+    parser.add_argument("--batch", type=int, help="images in a batch; any number by default")
+    parser.add_argument("--platforms", default="cpu,cuda,tpu", help="platforms of StableHLO")
     parser.add_argument("--features", action="store_true", help="also the outputs of the stages")
     arguments = parser.parse_args()
     try:
         if arguments.target.suffix not in _FORMATS:
-            raise InputError(f"{arguments.target} has none of the suffixes {', '.join(_FORMATS)}")
+            raise InputError(f"{arguments.target} must end in one of {', '.join(_FORMATS)}")
         if arguments.batch is not None and arguments.batch < 1:
             raise InputError(f"--batch is {arguments.batch}; it takes a number from 1 on")
         classifier = opening.open_named(arguments, arguments.features)
         content = _artifact(classifier, arguments)
-        with written(arguments.target) as partial:
+        with atomic_write_for_user(arguments.target) as partial:
             partial.write_bytes(content)
         description = arguments.target.with_name(f"{arguments.target.name}.json")
-        with written(description) as partial:
+        with atomic_write_for_user(description) as partial:
             partial.write_text(json.dumps(describe(classifier), indent=1) + "\n")
     except InputError as error:
         sys.exit(f"error: {error}")
@@ -78,17 +78,17 @@ def _artifact(classifier: Classifier, arguments: argparse.Namespace) -> bytes:
 
 
 def _check(content: bytes, classifier: Classifier, shape: tuple[int, ...]) -> None:
-    """Compares what the artifact computes with what it was made of."""
+    """Compares the logits of the artifact with those of the classifier."""
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     logits = jax.export.deserialize(bytearray(content)).call(images)["logits"]
     expected = classifier.network(images)["logits"]
     error = float(jnp.max(jnp.abs(logits - expected)) / jnp.std(expected))
     if not error <= _TOLERANCE:
-        raise InputError(f"the artifact computes something else: {error:.1e} off; tell us")
+        raise InputError(f"the artifact is wrong by {error:.1e}: please report it as a bug")
 
 
 def describe(classifier: Classifier) -> dict[str, Any]:
-    """What those who run the artifact have to know of it."""
+    """Describes the images and the classes for users of the artifact."""
     return {
         "images": {**dataclasses.asdict(classifier.view), "dtype": "uint8"},
         "outputs": ["logits", "pool"],

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 import nfnets_jax
 from experiments.published_results import PUBLISHED, TIMES_SOURCE, Published
-from nfnets_jax.atomic import written
+from nfnets_jax.atomic import atomic_write_for_user
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.models import counting
 from nfnets_jax.models.registry import PRECISIONS, Model
@@ -131,11 +131,11 @@ def _make(arguments: argparse.Namespace) -> list[str]:
     ]
     table = _table(rows)
     print(table)
-    with written(arguments.out / "model_table.md") as partial:
+    with atomic_write_for_user(arguments.out / "model_table.md") as partial:
         partial.write_text(table)
     _write_csv(rows, arguments.out / "model_table.csv")
     for name, label in _PICTURES:
-        with written(arguments.out / "images" / f"accuracy_by_{name}.png") as partial:
+        with atomic_write_for_user(arguments.out / "images" / f"accuracy_by_{name}.png") as partial:
             _picture(rows, name, label).savefig(partial, dpi=150, format="png")
     return failed
 
@@ -171,7 +171,7 @@ def _measured(
             **{key: training[key] for key in _MEASURED},
             "remark": arguments.remark,
         }
-        with written(file) as partial:
+        with atomic_write_for_user(file) as partial:
             partial.write_text(json.dumps(times, indent=1) + "\n")
         left = (time.perf_counter() - start) / (index + 1) * (len(missing) - index - 1)
         print(
@@ -248,7 +248,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _write_csv(rows: Sequence[Row], file: Path) -> None:
     """Plain numbers, empty where there are none."""
-    with written(file) as partial, partial.open("w", newline="") as lines:
+    with atomic_write_for_user(file) as partial, partial.open("w", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(
             ["model", "parameters", "train_size", "test_size", "multiply_adds", "activations",

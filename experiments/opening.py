@@ -1,27 +1,36 @@
-"""The flags by which a command is told the classifier that it works with."""
+"""The flags that name a classifier, and how a command opens it."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+import experiments.cifar10  # noqa: F401, runs of nf_convnet may lack the field that imports it
+from experiments.projects import import_projects
 from nfnets_jax.errors import InputError
 from nfnets_jax.serving.classifier import Classifier, open_classifier
+from nfnets_jax.weights.run import read_run
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds those that ``open_named`` reads."""
+    """Adds the flags that ``open_named`` reads."""
     parser.add_argument("--model", help="such as nfnet_f0; a run knows its own")
     parser.add_argument("--weights", help="file, run or URL; the published parameters by default")
     parser.add_argument("--classes", type=Path, help="a file of class names, one a line")
     parser.add_argument("--size", type=int, help="side of the images, pixels")
-    parser.add_argument("--precision", default="float32", help="or bfloat16, bfloat16_products")
+    parser.add_argument("--precision", default="float32", help="or bfloat16")
 
 
 def open_named(arguments: argparse.Namespace, features: bool = False) -> Classifier:
-    """The classifier that the command line names.
+    """Opens the classifier that the command line names.
 
     Raises:
-      InputError: it cannot be opened, or its classes' names cannot be read.
+      InputError: it cannot be opened, or the names of its classes cannot be read.
     """
+    if arguments.size is not None and arguments.size < 1:
+        raise InputError(f"--size is {arguments.size}; it takes a number from 1 on")
+    model_of_run(arguments.weights)
+    if arguments.model is None and not is_run(arguments.weights):
+        raise InputError("no model is named: give --model, such as nfnet_f0")
     return open_classifier(
         arguments.model,
         arguments.weights,
@@ -32,12 +41,30 @@ def open_named(arguments: argparse.Namespace, features: bool = False) -> Classif
     )
 
 
+def is_run(weights: str | None) -> bool:
+    """Returns whether ``--weights`` names the folder of a run."""
+    return weights is not None and Path(weights).is_dir()
+
+
+def model_of_run(weights: str | None) -> dict[str, Any]:
+    """Returns the settings of a run's model, its projects imported; {} if it is not a run.
+
+    Raises:
+      InputError: the run or a module that it imports cannot be read.
+    """
+    if weights is None or not is_run(weights):
+        return {}
+    config = read_run(Path(weights)).config
+    import_projects(config.get("imports", ()))
+    return dict(config["model"])
+
+
 def _read_names(path: Path | None) -> tuple[str, ...] | None:
-    """Class names, one a line; None if there is no file to read."""
+    """Returns class names, one a line of a file; None without a file."""
     if path is None:
         return None
     try:
         return tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise InputError(f"class names in {path} cannot be read: {reason}") from error

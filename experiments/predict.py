@@ -5,8 +5,7 @@
     curl -s URL | python -m experiments.predict - --model=nfnet_f0 --weights=F0_haiku.npz
 
 An IMAGE is a file, a folder, a pattern, or ``-`` for standard input: an image, or paths, one a
-line. Exit codes: 0; 1, something cannot be used, and one line says what. An image that cannot be
-read does not keep the others from being classified.
+line. Exit codes: 0; 1, with one line that says why. An unreadable image does not stop the others.
 """
 
 import argparse
@@ -20,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import rich.console
 import rich.progress
-from matplotlib.figure import Figure
 
 from experiments import opening, process
 from nfnets_jax.data.decoding import Picture
@@ -31,23 +29,23 @@ from nfnets_jax.serving.classifier import Classifier
 _TOP = 5
 
 
-class Likely(NamedTuple):
-    """A class and how likely it is."""
+class Prediction(NamedTuple):
+    """A class and its probability."""
 
     label: int
     name: str
     probability: float
 
 
-class Sighted(NamedTuple):
-    """An image, not read yet: a file or the content of one."""
+class InputImage(NamedTuple):
+    """An image that is not read yet: a file, or its content."""
 
     name: str
     image: Path | bytes
 
 
 def main() -> None:
-    """Classifies what the command line names."""
+    """Classifies the images of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,10 +59,10 @@ def main() -> None:
     try:
         if arguments.batch_size < 1:
             raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")
-        sighted = list(find(arguments.images))
+        inputs = list(find(arguments.images))
         classifier = opening.open_named(arguments)
         unreadable = 0
-        for image, picture, classes in classify(classifier, sighted, arguments.batch_size):
+        for image, picture, classes in classify(classifier, inputs, arguments.batch_size):
             if picture is None:
                 unreadable += 1
                 continue
@@ -78,11 +76,11 @@ def main() -> None:
     sys.exit(1 if unreadable else 0)
 
 
-def find(arguments: Iterable[str]) -> Iterator[Sighted]:
-    """The images that the arguments name.
+def find(arguments: Iterable[str]) -> Iterator[InputImage]:
+    """Finds the images that the arguments name.
 
     Raises:
-      InputError: one names none.
+      InputError: an argument names no image.
     """
     for argument in arguments:
         path = Path(argument)
@@ -92,23 +90,23 @@ def find(arguments: Iterable[str]) -> Iterator[Sighted]:
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
                 raise InputError(f"no images in {path}: {', '.join(sorted(IMAGE_SUFFIXES))} files")
-            yield from (Sighted(str(file), file) for file in files)
+            yield from (InputImage(str(file), file) for file in files)
         elif path.is_file():
-            yield Sighted(argument, path)
+            yield InputImage(argument, path)
         elif files := [Path(name) for name in sorted(glob.glob(argument, recursive=True))]:
-            yield from (Sighted(str(file), file) for file in files if file.is_file())
+            yield from (InputImage(str(file), file) for file in files if file.is_file())
         else:
             raise InputError(f"no such image: {argument}")
 
 
-def _standard_input() -> Iterator[Sighted]:
+def _standard_input() -> Iterator[InputImage]:
     content = sys.stdin.buffer.read()
     try:
         lines = content.decode("utf-8").split("\n") if b"\0" not in content else None
     except UnicodeDecodeError:
         lines = None
     if lines is None:
-        yield Sighted("standard input", content)
+        yield InputImage("standard input", content)
         return
     paths = [line.strip() for line in lines if line.strip() not in ("", "-")]
     if not paths:
@@ -117,23 +115,23 @@ def _standard_input() -> Iterator[Sighted]:
 
 
 def classify(
-    classifier: Classifier, sighted: Sequence[Sighted], batch_size: int
-) -> Iterator[tuple[Sighted, Picture | None, list[Likely]]]:
-    """Each image with its likeliest classes, or with no picture if it could not be read.
+    classifier: Classifier, inputs: Sequence[InputImage], batch_size: int
+) -> Iterator[tuple[InputImage, Picture | None, list[Prediction]]]:
+    """Yields each image with its likeliest classes; without a picture if it is unreadable.
 
-    Of those a line on standard error tells, and the progress shows there too where there are many.
+    Standard error gets a line for each unreadable image, and the progress if there are many images.
     """
-    batch_size = min(batch_size, len(sighted))
+    batch_size = min(batch_size, len(inputs))
     console = rich.console.Console(stderr=True)
     starts = rich.progress.track(
-        range(0, len(sighted), batch_size),
+        range(0, len(inputs), batch_size),
         "classifying",
         console=console,
         transient=True,
-        disable=len(sighted) <= batch_size or not console.is_terminal,
+        disable=len(inputs) <= batch_size or not console.is_terminal,
     )
     for start in starts:
-        part = sighted[start : start + batch_size]
+        part = inputs[start : start + batch_size]
         size = classifier.view.size
         images = np.zeros((batch_size, size, size, classifier.view.channels), np.uint8)
         pictures: list[Picture | None] = []
@@ -153,24 +151,26 @@ def classify(
             yield part[index], shown, classes
 
 
-def likeliest(classifier: Classifier, probabilities: np.ndarray) -> list[Likely]:
-    """The first few of ``[num_classes]`` probabilities, in falling order."""
+def likeliest(classifier: Classifier, probabilities: np.ndarray) -> list[Prediction]:
+    """Returns the few likeliest of ``[num_classes]`` probabilities, the largest first."""
     order = np.argsort(-probabilities, kind="stable")[:_TOP].tolist()
-    return [Likely(k, classifier.name(k), float(probabilities[k])) for k in order]
+    return [Prediction(k, classifier.name(k), float(probabilities[k])) for k in order]
 
 
-def as_table(image: Sighted, classes: Sequence[Likely]) -> str:
-    """The image's name, and below it a line a class."""
+def as_table(image: InputImage, classes: Sequence[Prediction]) -> str:
+    """Formats the image's name, and below it a line a class."""
     return "\n".join([image.name, *(f"  {c.probability:7.2%}  {c.name}" for c in classes)])
 
 
-def as_json(image: Sighted, classes: Sequence[Likely]) -> str:
-    """One line."""
+def as_json(image: InputImage, classes: Sequence[Prediction]) -> str:
+    """Formats one line of JSON."""
     return json.dumps({"image": image.name, "classes": [c._asdict() for c in classes]})
 
 
-def draw(picture: Picture, classes: Sequence[Likely], folder: Path, name: str) -> Path:
-    """Saves the picture with its classes beside it as a PNG of the same name; returns its path."""
+def draw(picture: Picture, classes: Sequence[Prediction], folder: Path, name: str) -> Path:
+    """Saves the picture with its classes as a PNG of the same name, and returns its path."""
+    from matplotlib.figure import Figure  # It takes a second to import.
+
     folder.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)

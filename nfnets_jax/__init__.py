@@ -1,8 +1,8 @@
 """Normalizer-free networks in JAX.
 
-The front door: ``create_model``, ``list_models``, ``register_model``, ``load_pretrained`` and
-``save_pretrained``. Adaptive Gradient Clipping is ``nfnets_jax.optax_agc``. Importing the package
-imports nothing else until a name is used.
+The front door: ``create_model``, ``list_models``, ``register_model``, ``load_pretrained``,
+``save_pretrained`` and ``preprocess``. Adaptive Gradient Clipping is ``nfnets_jax.optax_agc``.
+Importing the package imports nothing else until a name is used.
 """
 
 import importlib
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nfnets_jax.models.registry import create_model as create_model
     from nfnets_jax.models.registry import list_models as list_models
     from nfnets_jax.models.registry import register_model as register_model
+    from nfnets_jax.serving.preprocessing import preprocess as preprocess
     from nfnets_jax.weights.pretrained import load_pretrained as load_pretrained
     from nfnets_jax.weights.pretrained import save_pretrained as save_pretrained
 
@@ -23,6 +24,7 @@ _HOMES = {
     "create_model": "nfnets_jax.models.registry",
     "list_models": "nfnets_jax.models.registry",
     "register_model": "nfnets_jax.models.registry",
+    "preprocess": "nfnets_jax.serving.preprocessing",
     "load_pretrained": "nfnets_jax.weights.pretrained",
     "save_pretrained": "nfnets_jax.weights.pretrained",
 }

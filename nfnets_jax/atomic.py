@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import contextlib
 import errno
@@ -10,10 +10,10 @@ from nfnets_jax.errors import InputError
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to be written; it takes its place when the block ends well.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary file beside ``path``, which replaces it when the block succeeds.
 
-    At any moment there is the old file or the new one, whole.
+    At any moment ``path`` is the old file or the new one, whole.
 
     Raises:
       OSError: it cannot be written.
@@ -23,13 +23,13 @@ def replaced(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     finally:
-        with contextlib.suppress(OSError):  # It may well not be there.
+        with contextlib.suppress(OSError):  # After success it is gone.
             partial.unlink()
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """``replaced`` for a file that a person has named; its folder is made.
+def atomic_write_for_user(path: Path) -> Iterator[Path]:
+    """Does as ``atomic_write`` for a path that a user gave, and makes its folder.
 
     Raises:
       InputError: it cannot be written.
@@ -38,7 +38,7 @@ def written(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as partial:
+        with atomic_write(path) as partial:
             yield partial
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error

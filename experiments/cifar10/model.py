@@ -64,6 +64,7 @@ class NFConvNetConfig:
     shift: bool = False
     round_products: bool = False
     classifier: str = "NFConvNet/linear"
+    first_conv: str = ""  # Its filters are fixed, for three channels.
     layer_stacks: tuple[LayerStack, ...] = ()
 
     def network(self, num_classes: int, policy: Policy, prepared: bool) -> "NFConvNet":

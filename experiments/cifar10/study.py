@@ -22,7 +22,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from experiments.studies import grid
-from nfnets_jax.atomic import replaced
+from nfnets_jax.atomic import atomic_write
 from nfnets_jax.errors import InputError
 
 
@@ -137,7 +137,7 @@ def _draw(workdir: Path, rows: Sequence[grid.Row]) -> None:
     axes.set(xlabel="step", ylabel="top-1", title="lines: images learned from; dots: test images")
     axes.legend()
     axes.grid(alpha=0.3)
-    with replaced(workdir / "accuracy.png") as partial:
+    with atomic_write(workdir / "accuracy.png") as partial:
         figure.savefig(partial, format="png")
 
 

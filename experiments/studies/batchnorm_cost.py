@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 import nfnets_jax
 from experiments import recipes
 from experiments.studies import grid
-from nfnets_jax.atomic import replaced
+from nfnets_jax.atomic import atomic_write
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.batch_norm import BatchNorm
 from nfnets_jax.training.memory import compile_update, planned_bytes
@@ -72,7 +72,7 @@ def main() -> None:
         )
     except InputError as error:
         sys.exit(f"error: {error}")
-    with replaced(arguments.workdir / "batchnorm_cost.png") as partial:
+    with atomic_write(arguments.workdir / "batchnorm_cost.png") as partial:
         _draw(rows).savefig(partial, dpi=110, format="png")
     title = "What batch normalization costs"
     grid.write_report(arguments.workdir, title, rows, _verdict(rows), common)

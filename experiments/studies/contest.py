@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments import recipes
 from experiments.studies import grid
-from nfnets_jax.atomic import replaced
+from nfnets_jax.atomic import atomic_write
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.training import loop
 from nfnets_jax.training.divergence import Diverged
@@ -223,7 +223,7 @@ def draw(path: Path, results: Results, contenders: Mapping[str, Contender]) -> N
     axes.set(xlabel="batch size", ylabel="test top-1", title="equal epochs; mean and extremes")
     axes.legend()
     axes.grid(alpha=0.3)
-    with replaced(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png")
 
 

@@ -21,7 +21,7 @@ import nfnets_jax
 from experiments.published_results import PUBLISHED, TIMES_SOURCE
 from experiments.studies import contest, grid
 from experiments.studies.contest import Contender, Effort, Results
-from nfnets_jax.atomic import replaced
+from nfnets_jax.atomic import atomic_write
 from nfnets_jax.models import counting
 
 EFFORTS = {
@@ -112,7 +112,7 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
     image_size = results.common["image_size"]
     points = [_point(name, networks[name], results, image_size) for name in networks]
     imagenet = [] if budget == "smoke" else published()
-    with replaced(workdir / "efficiency.png") as partial:
+    with atomic_write(workdir / "efficiency.png") as partial:
         _draw(points, imagenet).savefig(partial, format="png")
     body = "\n\n".join(
         [

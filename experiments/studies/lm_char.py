@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from experiments.configs import lm
 from experiments.studies import grid
 from nfnets_jax import optax_agc
-from nfnets_jax.atomic import replaced
+from nfnets_jax.atomic import atomic_write
 from nfnets_jax.errors import InputError
 
 _BYTES = 256
@@ -269,7 +269,7 @@ def draw(rows: Sequence[grid.Row], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("final test loss (nats a byte)")
     axes[0].legend()
-    with replaced(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
 
 

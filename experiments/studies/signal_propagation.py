@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 import nfnets_jax
 from experiments.studies import grid
-from nfnets_jax.atomic import replaced
+from nfnets_jax.atomic import atomic_write
 from nfnets_jax.errors import InputError
 from nfnets_jax.models import layers
 
@@ -76,7 +76,7 @@ def main() -> None:
         _label(network, ""): _predicted(nfnets_jax.create_model(network).config)
         for network in (_NF, "nfnet_f0")
     }
-    with replaced(arguments.workdir / "signal_propagation.png") as partial:
+    with atomic_write(arguments.workdir / "signal_propagation.png") as partial:
         _draw(curves, predicted).savefig(partial, dpi=110, format="png")
     title = "Signal propagation at initialization"
     grid.write_report(arguments.workdir, title, rows, _verdict(curves, predicted), common)

@@ -97,6 +97,11 @@ class EfficientNetConfig:
         return "EfficientNet/linear"
 
     @property
+    def first_conv(self) -> str:
+        """Full name of the first convolution's module."""
+        return "EfficientNet/stem_conv"
+
+    @property
     def layer_stacks(self) -> tuple[LayerStack, ...]:
         """None: every block has arrays of its own."""
         return ()

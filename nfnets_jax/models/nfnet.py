@@ -279,6 +279,11 @@ class NFNetConfig:
         return f"{self.name}/~/linear"
 
     @property
+    def first_conv(self) -> str:
+        """Full name of the first convolution's module."""
+        return f"{self.name}/~/{self.stem_name.format(0)}"
+
+    @property
     def block_names(self) -> list[list[str]]:
         """Names of the blocks' modules below the network's, a list a stage."""
         first = self.block_name

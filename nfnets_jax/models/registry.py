@@ -61,6 +61,10 @@ class NetworkConfig(Protocol):
         """Full name of the classifier's module, whose ``w`` is ``[features, num_classes]``."""
 
     @property
+    def first_conv(self) -> str:
+        """Full name of the module with the first ``w`` ``[h, w, channels, O]``; or empty."""
+
+    @property
     def layer_stacks(self) -> tuple[LayerStack, ...]:
         """Equal layers, whose parameters ``Model.stacked`` joins; none if empty."""
 
@@ -72,13 +76,15 @@ class ModuleConfig:
     Attributes:
       module: ``num_classes -> Network``; a ``hk.Module`` class, for example.
       train_size, test_size: side of the square images, in pixels.
-      classifier: full name of the classifier's module.
+      classifier, first_conv: full names of the modules of the classifier and of the first
+        convolution, if the network has them.
     """
 
     module: Callable[[int], Any]
     train_size: int = 224
     test_size: int = 224
     classifier: str = "linear"
+    first_conv: str = ""
     layer_stacks: tuple[LayerStack, ...] = ()
 
     def network(self, num_classes: int, policy: Policy, prepared: bool) -> Any:
@@ -141,6 +147,11 @@ class Model:
     def classifier(self) -> str:
         """Full name of the classifier's module in the parameters."""
         return self.config.classifier
+
+    @property
+    def first_conv(self) -> str:
+        """Full name of the first convolution's module in the parameters, empty if there is none."""
+        return self.config.first_conv
 
     @property
     def data_config(self) -> DataConfig:

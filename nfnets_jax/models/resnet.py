@@ -86,6 +86,11 @@ class ResNetConfig:
         return "ResNet/linear"
 
     @property
+    def first_conv(self) -> str:
+        """Full name of the first convolution's module."""
+        return "ResNet/~_stem/stem_conv0"
+
+    @property
     def layer_stacks(self) -> tuple[LayerStack, ...]:
         """None: every block has arrays of its own."""
         return ()

@@ -1,4 +1,4 @@
-"""How right a classifier is, and how well it knows."""
+"""Accuracy and calibration of a classifier."""
 
 import dataclasses
 from typing import Any
@@ -7,12 +7,12 @@ import numpy as np
 
 
 @dataclasses.dataclass
-class Tally:
-    """Counts over examples, added batch by batch.
+class Accuracy:
+    """Top-1, top-5 and calibration over examples that are added batch by batch.
 
     Attributes:
       num_classes: of the classifier.
-      bins: of confidence, equally wide, that the calibration error is taken over.
+      bins: number of equally wide bins of confidence for the calibration error.
     """
 
     num_classes: int
@@ -26,13 +26,13 @@ class Tally:
         self._bin_right = np.zeros(self.bins)
 
     def add(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
-        """Takes examples into account.
+        """Adds examples.
 
         Args:
           probabilities: ``[N, num_classes]``.
           labels: ``[N]`` integers.
         """
-        # Equal probabilities rank by their position.
+        # Equal probabilities rank by their place.
         ranking = np.argsort(-probabilities, axis=1, kind="stable")
         hits = ranking == labels[:, None]
         for row, k in enumerate((1, 5)):
@@ -47,11 +47,11 @@ class Tally:
 
     @property
     def examples(self) -> int:
-        """How many have been added."""
+        """Number of examples added."""
         return int(self._examples.sum())
 
     def summary(self) -> dict[str, Any]:
-        """``examples``, ``top1``, ``top5`` and ``ece``, as fractions of 1.
+        """Returns ``examples``, ``top1``, ``top5`` and ``ece``, as fractions of 1.
 
         The expected calibration error is the mean over examples of the distance between their
         bin's mean confidence and its accuracy (Guo et al. 2017, arXiv:1706.04599, section 2).
@@ -65,7 +65,7 @@ class Tally:
         }
 
     def per_class(self) -> dict[int, tuple[float, int]]:
-        """Top-1 accuracy and number of examples, of each class that has any."""
+        """Returns top-1 and the number of examples, for each class that has any."""
         return {
             label: (float(self._right[0, label] / examples), int(examples))
             for label, examples in enumerate(self._examples.tolist())

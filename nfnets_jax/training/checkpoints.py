@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from nfnets_jax.errors import InputError
+from nfnets_jax.weights.run import restore_as_numpy
 
 _BEST = "top1"
 
@@ -137,7 +138,9 @@ class Checkpoints:
     def _restore(self, step: int, template: chex.ArrayTree) -> tuple[Any, dict[str, Any]]:
         restored = self._manager.restore(
             step,
-            args=ocp.args.Composite(state=_as_numpy(template), progress=ocp.args.JsonRestore()),
+            args=ocp.args.Composite(
+                state=restore_as_numpy(template), progress=ocp.args.JsonRestore()
+            ),
         )
         if _checksum(restored.state) != restored.progress["checksum"]:
             raise ValueError("its arrays are not those that were written")
@@ -162,51 +165,6 @@ class Checkpoints:
             f"a checkpoint cannot be written in {self._manager.directory}: {reason}; those before "
             "it are whole"
         )
-
-
-def read_params(run: Path, average: bool) -> dict[str, dict[str, np.ndarray]]:
-    """The parameters of a run, ``{module: {parameter: array}}``, without knowing its optimizer.
-
-    Args:
-      run: its workdir, or that one's ``checkpoints``, for the newest checkpoint; or a checkpoint.
-      average: whether to read the moving average of the parameters.
-
-    Raises:
-      InputError: there is no checkpoint, or none that can be read.
-    """
-    return _read_part(run, "ema_params" if average else "params")
-
-
-def read_model_state(run: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Like ``read_params``, the running statistics of a network that has some; else {}."""
-    return _read_part(run, "model_state")
-
-
-def _read_part(run: Path, part: str) -> dict[str, dict[str, np.ndarray]]:
-    if not (run / "state").is_dir():
-        steps = [path for path in run.glob("[0-9]*") if (path / "state").is_dir()]
-        steps = steps or [path.parent for path in run.glob("checkpoints/[0-9]*/state")]
-        if not steps:
-            raise InputError(f"no checkpoints in {run}: give the workdir of a run")
-        run = max(steps, key=lambda path: int(path.name))
-    directory = (run / "state").absolute()
-    try:
-        reader = ocp.PyTreeCheckpointHandler()
-        saved = reader.metadata(directory).tree.get(part) or {}
-        if not saved:
-            return {}
-        template = {part: jax.tree.map(lambda _: np.empty(0), saved)}
-        return reader.restore(directory, args=_as_numpy(template, partial_restore=True))[part]
-    # What Orbax and the storage below it raise of a damaged file is a dozen kinds of errors.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"checkpoint {run} cannot be read: {reason}") from error
-
-
-def _as_numpy(template: chex.ArrayTree, **options: Any) -> ocp.args.PyTreeRestore:
-    """The wish for the arrays of a tree with this structure."""
-    arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
-    return ocp.args.PyTreeRestore(item=template, restore_args=arrays, **options)
 
 
 def _checksum(state: chex.ArrayTree) -> int:

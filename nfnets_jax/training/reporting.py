@@ -23,7 +23,7 @@ import tensorboardX
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from nfnets_jax.atomic import replaced
+from nfnets_jax.atomic import atomic_write
 from nfnets_jax.models.counting import Summary
 
 Row = dict[str, Any]
@@ -206,7 +206,7 @@ def plot_curves(rows: list[Row], path: Path) -> None:
             axis.legend()
     axes[0].set_yscale("log")
     axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    with replaced(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
 
 
@@ -246,5 +246,5 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that at any moment there is the old one or the new one, whole."""
-    with replaced(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")

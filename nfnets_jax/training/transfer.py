@@ -14,10 +14,10 @@ import optax
 
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.errors import InputError
-from nfnets_jax.models.registry import Model
-from nfnets_jax.training.checkpoints import read_model_state
-from nfnets_jax.weights.fitting import Fit
+from nfnets_jax.models.registry import Model, create_model
+from nfnets_jax.weights.checking import count_channels, count_classes
 from nfnets_jax.weights.pretrained import load_pretrained
+from nfnets_jax.weights.run import read_model_state
 
 Tree = dict[str, dict[str, np.ndarray]]
 
@@ -44,18 +44,17 @@ def read_start(config: ml_collections.ConfigDict, dataset: Dataset) -> Start:
     if not weights:
         return Start({}, {})
     overrides = {field: value for field, value in config.model.items() if field != "name"}
-    fit = Fit(config.model.name, overrides)
+    model = create_model(config.model.name, **overrides)
     source = None if weights == PUBLISHED else weights
     params = load_pretrained(config.model.name, source, **overrides)
-    if fit.channels(params) != dataset.channels:
+    if count_channels(model, params) != dataset.channels:
         raise InputError(
-            f"{weights} is for images of {fit.channels(params)} channels, and those of "
+            f"{weights} is for images of {count_channels(model, params)} channels, and those of "
             f"{config.data.name} have {dataset.channels}"
         )
-    known, wanted = fit.num_classes(params), len(dataset.class_names)
+    known, wanted = count_classes(model, params), len(dataset.class_names)
     if config.init.new_classifier or known != wanted:
-        for module, parameter in fit.classifier:
-            del params[module][parameter]
+        del params[model.classifier]
         print(
             f"{weights}: a new classifier for {wanted} classes in place of that for {known}; the "
             "rest is kept",

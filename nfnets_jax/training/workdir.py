@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
@@ -54,38 +54,6 @@ def note_classes(workdir: Path, names: Sequence[str]) -> None:
     """Writes ``classes.json``, the names in the order of the labels, for those who use the run."""
     if hosts.is_first():
         reporting.write_json(workdir / "classes.json", list(names))
-
-
-class Run(NamedTuple):
-    """What a run has learned from.
-
-    Attributes:
-      config: as ``config.json`` has it.
-      class_names: in the order of the labels; None if the run has not noted them.
-    """
-
-    config: dict[str, Any]
-    class_names: tuple[str, ...] | None
-
-
-def read_run(path: Path) -> Run:
-    """Of a workdir, its ``checkpoints`` or one of those.
-
-    Raises:
-      InputError: there is no run.
-    """
-    for folder in (path.absolute(), *path.absolute().parents[:2]):
-        if (folder / "config.json").is_file():
-            break
-    else:
-        raise InputError(f"no config.json in {path}: give the workdir of a run")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = folder / "classes.json"
-        classes = json.loads(names.read_text(encoding="utf-8")) if names.exists() else None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} has no readable config.json and classes.json") from error
-    return Run(config, None if classes is None else tuple(classes))
 
 
 def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:

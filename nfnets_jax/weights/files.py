@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nfnets_jax.atomic import written
+from nfnets_jax.atomic import atomic_write_for_user
 from nfnets_jax.errors import InputError
 from nfnets_jax.weights.published import Tree, read_published
 from nfnets_jax.weights.torch_files import LEGACY, read_torch
@@ -62,7 +62,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     safetensors = _safetensors()
     # The format has no order of dimensions but C's.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with written(path) as partial:
+    with atomic_write_for_user(path) as partial:
         try:
             safetensors.numpy.save_file(contiguous, partial)
         except safetensors.SafetensorError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nfnets_jax.atomic import written
+from nfnets_jax.atomic import atomic_write_for_user
 from nfnets_jax.errors import InputError
 from nfnets_jax.weights.unpickling import Buildable, Constructor, unpickle
 
@@ -52,7 +52,7 @@ def write_published(path: Path, tree: Mapping[str, Mapping[str, np.ndarray]]) ->
         module: {name: np.asarray(value) for name, value in parameters.items()}
         for module, parameters in tree.items()
     }
-    with written(path) as partial, partial.open("wb") as file:
+    with atomic_write_for_user(path) as partial, partial.open("wb") as file:
         pickle.dump(plain, file, protocol=4)
 
 

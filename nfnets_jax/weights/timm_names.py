@@ -1,13 +1,13 @@
-"""The same networks as timm has them: other names, other layouts, and another way to divide.
+"""Converts parameters to timm's names, layouts and standardization, and back.
 
-timm's convolutions divide by ``sqrt(var + 1e-5)`` where the published ones divide by
-``sqrt(max(var, 1e-4 / fan_in))``. With the gains as they are, a kernel of 1152 inputs a unit would
-come out half a percent smaller, so they are changed to make up for it.
+timm's convolutions divide by ``sqrt(var + 1e-5)``, the published ones by
+``sqrt(max(var, 1e-4 / fan_in))``. With the same gains a kernel of 1152 inputs a unit would be half
+a percent smaller, so the conversion corrects the gains.
 
-Its NF-ResNets and NF-RegNets have no skip gains, and multiply every kernel by the activations'
-constant instead of the activations. So there the skip gains are in the gains and biases of the
-blocks' last convolutions, kernels whose input is not activated have gains that undo the constant,
-and the classifier's matrix has it.
+timm's NF-ResNets and NF-RegNets have no skip gains, and multiply kernels instead of activations by
+the activation's gain. There the gains and biases of the blocks' last convolutions hold the skip
+gains, the gains of kernels without an activated input undo the activation's gain, and the
+classifier's matrix holds it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ Arrays = Mapping[str, np.ndarray]
 _TIMM_EPS = 1e-5
 _EPS = 1e-4
 
-# Within a block.
+# Modules of a block.
 _BLOCK = {
     "conv0": "conv1",
     "conv1": "conv2",
@@ -45,7 +45,7 @@ _PARAMETERS = {
 
 
 class _Layout(NamedTuple):
-    """Of one parameter: the axes as timm orders them, and axes of size 1 that are added last."""
+    """timm's layout of a parameter: the order of its axes, and axes of size 1 added at the end."""
 
     axes: tuple[int, ...]
     added: int = 0
@@ -60,7 +60,7 @@ class _Layout(NamedTuple):
 
 
 def _names(config: NFNetConfig) -> Iterator[tuple[str, str]]:
-    """Every module's name, and timm's for it."""
+    """Yields every module's name with timm's name for it."""
     for index in range(len(config.stem)):
         name = f"{config.name}/~/{config.stem_name.format(index)}"
         yield name, f"stem.conv{index + 1}" if _is_nfnet(config) else "stem.conv"
@@ -77,14 +77,14 @@ def _names(config: NFNetConfig) -> Iterator[tuple[str, str]]:
 
 
 def _is_nfnet(config: NFNetConfig) -> bool:
-    """Whether timm computes as here, constants and all."""
+    """Returns whether timm has the same skip gains and scaled activations."""
     return config.name == "NFNet"
 
 
 def _moved(tree: Tree, config: NFNetConfig, back: bool = False) -> Tree:
-    """With the constants where timm's other networks have them; ``back`` for where they are here.
+    """Moves skip gains and activation gains to where timm has them, or ``back``.
 
-    Going there the skip gains go into the blocks' last convolutions; coming back they are 1.
+    On the way back the skip gains are 1.
     """
     constant = ACTIVATION_GAINS[config.activation] ** (-1 if back else 1)
     root = f"{config.name}/~/"
@@ -102,11 +102,11 @@ def _moved(tree: Tree, config: NFNetConfig, back: bool = False) -> Tree:
 
 
 def to_timm(tree: Tree, config: NFNetConfig) -> dict[str, np.ndarray]:
-    """Timm's state dict, float32, of parameters ``{module: {parameter: array}}``.
+    """Converts parameters ``{module: {parameter: array}}`` to timm's state dict, float32.
 
     Args:
-      tree: checked to be the model's.
-      config: the model's settings.
+      tree: the model's parameters.
+      config: the model's options.
 
     Raises:
       InputError: the network is batch-normalized.
@@ -125,23 +125,26 @@ def to_timm(tree: Tree, config: NFNetConfig) -> dict[str, np.ndarray]:
     return state
 
 
-def from_timm(state: Arrays, config: NFNetConfig, wanted: Mapping[str, Mapping[str, int]]) -> Tree:
-    """Parameters ``{module: {parameter: array}}``, float32, of timm's state dict.
+def from_timm(
+    state: Arrays, config: NFNetConfig, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+) -> Tree:
+    """Converts timm's state dict to parameters ``{module: {parameter: array}}``, float32.
 
-    What has no counterpart keeps its name, and what is missing is left out, for a check to tell.
+    Unknown arrays keep their names and missing ones are left out: a later check names them.
 
     Args:
-      state: by timm's names.
-      config: the model's settings.
-      wanted: ``{module: {parameter: dimensions}}`` of the model.
+      state: arrays by timm's names.
+      config: the model's options.
+      shapes: ``{module: {parameter: shape}}`` of the model.
 
     Raises:
       InputError: the network is batch-normalized.
     """
     modules = _modules(config)
     rest, tree = dict(state), Tree()
-    for module, parameters in wanted.items():
-        for name, dimensions in parameters.items():
+    for module, parameters in shapes.items():
+        for name, shape in parameters.items():
+            dimensions = len(shape)
             full_name = f"{modules[module]}.{_PARAMETERS[name]}"
             layout = _layout(modules[module], name, dimensions)
             array = rest.get(full_name)
@@ -157,8 +160,8 @@ def from_timm(state: Arrays, config: NFNetConfig, wanted: Mapping[str, Mapping[s
             arrays["gain"] = gain.astype(np.float32)
     if not _is_nfnet(config):
         tree = _moved(tree, config, back=True)
-        for module in wanted:
-            if "skip_gain" in wanted[module]:
+        for module in shapes:
+            if "skip_gain" in shapes[module]:
                 tree.setdefault(module, {})["skip_gain"] = np.ones((), np.float32)
     for full_name, array in rest.items():
         module, _, name = full_name.rpartition(".")
@@ -168,12 +171,12 @@ def from_timm(state: Arrays, config: NFNetConfig, wanted: Mapping[str, Mapping[s
 
 def _modules(config: Any) -> dict[str, str]:
     if not isinstance(config, NFNetConfig):
-        raise InputError("timm's names are known of normalizer-free networks alone")
+        raise InputError("only normalizer-free networks convert to timm's names")
     return dict(_names(config))
 
 
 def _layout(timm_module: str, name: str, dimensions: int) -> _Layout:
-    """Of a parameter of so many dimensions here."""
+    """Returns timm's layout of a parameter with so many dimensions."""
     if name == "gain":
         return _Layout((0,), added=3)
     if name != "w":
@@ -185,7 +188,7 @@ def _layout(timm_module: str, name: str, dimensions: int) -> _Layout:
 
 
 def _correction(w: np.ndarray) -> np.ndarray:
-    """``[O]``, what timm's gains are over ours for the kernel ``w`` ``[..., O]``."""
+    """Returns timm's gains over ours, ``[O]``, for a kernel ``w`` ``[..., O]``."""
     units = w.reshape(-1, w.shape[-1]).astype(np.float64)
     variance = units.var(axis=0)
     return np.sqrt((variance + _TIMM_EPS) / np.maximum(variance, _EPS / len(units)))

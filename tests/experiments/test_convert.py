@@ -55,8 +55,14 @@ def test_every_format_and_back(
         (("ten.safetensors", "x.npz", "--model=nfnet_micr"), "no model 'nfnet_micr'; nearest: nfn"),
         (("ten.safetensors", "x.npz", "--model=nfnet_tiny"), "ten.safetensors is of another model"),
         (("nothing", "x.npz", "--model=nfnet_micro"), "nothing cannot be read"),
-        (("ten.safetensors", "x.pth", "--model=nfnet_micro"), "x.pth has none of the suffixes"),
-        (("ten.safetensors", "x.pth", "--model=nfnet_micro", "--to=timm"), "x.pth has none of"),
+        (
+            ("ten.safetensors", "x.pth", "--model=nfnet_micro"),
+            "x.pth must end in one of",
+        ),
+        (
+            ("ten.safetensors", "x.pth", "--model=nfnet_micro", "--to=timm"),
+            "x.pth must end in one of",
+        ),
         (("ten.safetensors", "ten.safetensors/x.npz", "--model=nfnet_micro"), "cannot be written"),
     ],
 )

@@ -50,7 +50,7 @@ def test_the_artifact_takes_pixels_and_is_described(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("net.pb", *MICRO), "net.pb has none of the suffixes .stablehlo, .onnx"),
+        (("net.pb", *MICRO), "net.pb must end in one of .stablehlo, .onnx"),
         (("net.onnx", *MICRO), "ONNX needs a package: pip install jax2onnx"),
         (("net.stablehlo", *MICRO, "--platforms=gpu"), "no platform 'gpu'; there are cpu, cuda"),
         (("net.stablehlo", *MICRO, "--platforms="), "no platform ''; there are cpu, cuda"),

@@ -15,7 +15,7 @@ from experiments.configs import digits
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.serving.classifier import open_classifier
-from nfnets_jax.serving.export import freeze
+from nfnets_jax.serving.frozen import freeze
 from nfnets_jax.training import loop
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import nfnets_jax
 from nfnets_jax.models.registry import Model
-from nfnets_jax.serving.export import freeze
+from nfnets_jax.serving.frozen import freeze
 
 PAGE = Path(__file__).parents[2] / "docs" / "changing_a_block.md"
 

@@ -11,7 +11,9 @@ import pytest
 import nfnets_jax
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model
-from nfnets_jax.serving import export as inference
+from nfnets_jax.serving import frozen
+from nfnets_jax.serving.export import export, export_onnx
+from nfnets_jax.serving.frozen import Frozen, Outputs
 from nfnets_jax.weights.published import Tree
 from tests import golden
 from tests.models.test_nfnet import SMALL
@@ -32,7 +34,7 @@ def parameters(model: Model, channels: int = 3) -> Tree:
     )
 
 
-def assert_close(actual: inference.Outputs, expected: inference.Outputs, tolerance: float) -> None:
+def assert_close(actual: Outputs, expected: Outputs, tolerance: float) -> None:
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         error = np.abs(np.asarray(actual[name], np.float32) - np.asarray(array, np.float32)).max()
@@ -52,7 +54,7 @@ def test_folded_networks_compute_the_same(name: str, looped_blocks: int) -> None
     params[skips[1]]["skip_gain"] = np.zeros((), np.float32)
     params[skips[2]]["skip_gain"] = np.full((), -1e-30, np.float32)
     expected, _ = jax.jit(lambda params: model.apply(params, {}, None, images, False))(params)
-    assert_close(inference.fold(model, params)(images), expected, 1e-4)
+    assert_close(frozen.fold(model, params)(images), expected, 1e-4)
 
 
 def test_half_precision_stays_what_it_is() -> None:
@@ -60,7 +62,7 @@ def test_half_precision_stays_what_it_is() -> None:
     model = nfnets_jax.create_model("nfnet_micro", 7, features=True, precision="bfloat16", **one)
     params, images = parameters(model), jnp.asarray(golden.images(2, 8))
     expected, _ = jax.jit(lambda params: model.apply(params, {}, None, images, False))(params)
-    folded = inference.fold(model, params)
+    folded = frozen.fold(model, params)
     assert folded.weights["NFNet/~/nf_block/~/conv0"]["w"].dtype == jnp.bfloat16
     assert_close(folded(images), expected, 0.2)
 
@@ -68,7 +70,7 @@ def test_half_precision_stays_what_it_is() -> None:
 @pytest.mark.parametrize("name", ["resnet50", "nf_convnet"])
 def test_networks_with_statistics_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} cannot be folded; NFNets"):
-        inference.fold(nfnets_jax.create_model(name), {})
+        frozen.fold(nfnets_jax.create_model(name), {})
 
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "nf_resnet50", "nf_regnet_b0", "resnet50"])
@@ -84,16 +86,14 @@ def test_features_are_there_at_four_strides(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def small() -> inference.Frozen:
+def small() -> Frozen:
     """With grouped convolutions and a loop, for which platforms have forms of their own."""
     model = nfnets_jax.create_model("nfnet_micro", 7, depth=(1, 3, 1), looped_blocks=2)
-    return inference.fold(model, parameters(model))
+    return frozen.fold(model, parameters(model))
 
 
-def test_a_fresh_process_runs_the_artifact_with_jax_alone(
-    tmp_path: Path, small: inference.Frozen
-) -> None:
-    (tmp_path / "artifact").write_bytes(inference.export(small, (8, 8, 3)))
+def test_a_fresh_process_runs_the_artifact_with_jax_alone(tmp_path: Path, small: Frozen) -> None:
+    (tmp_path / "artifact").write_bytes(export(small, (8, 8, 3)))
     blocked = ("haiku", "optax", "chex", "nfnets_jax", "orbax", "cv2")
     script = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
@@ -118,9 +118,9 @@ def test_a_fresh_process_runs_the_artifact_with_jax_alone(
     [(["cpu"], False, True), (["cuda", "tpu"], True, False), (["cpu", "tpu"], True, True)],
 )
 def test_platforms_get_their_own_convolutions(
-    small: inference.Frozen, platforms: list[str], grouped: bool, dense: bool
+    small: Frozen, platforms: list[str], grouped: bool, dense: bool
 ) -> None:
-    artifact = inference.export(small, (8, 8, 3), platforms=platforms, batch=2)
+    artifact = export(small, (8, 8, 3), platforms=platforms, batch=2)
     exported = jax.export.deserialize(bytearray(artifact))
     assert exported.platforms == tuple(platforms)
     assert exported.in_avals[0].shape == (2, 8, 8, 3)
@@ -132,16 +132,16 @@ def test_platforms_get_their_own_convolutions(
     assert len(artifact) < 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(small))
 
 
-def test_unknown_platforms_are_refused(small: inference.Frozen) -> None:
+def test_unknown_platforms_are_refused(small: Frozen) -> None:
     with pytest.raises(InputError, match="no platform 'gpu'; there are cpu, cuda, rocm, tpu"):
-        inference.export(small, (8, 8, 3), platforms=["cpu", "gpu"])
+        export(small, (8, 8, 3), platforms=["cpu", "gpu"])
 
 
-def test_onnx_computes_the_same(small: inference.Frozen) -> None:
+def test_onnx_computes_the_same(small: Frozen) -> None:
     pytest.importorskip("jax2onnx")
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(inference.export_onnx(small, (8, 8, 3)))
+    session = onnxruntime.InferenceSession(export_onnx(small, (8, 8, 3)))
     images = golden.images(3, 8)
     expected = small(jnp.asarray(images))
     for output, array in zip(
@@ -151,12 +151,10 @@ def test_onnx_computes_the_same(small: inference.Frozen) -> None:
         np.testing.assert_allclose(array, expected[output.name], rtol=0, atol=tolerance)
 
 
-def test_onnx_without_its_package_is_told(
-    small: inference.Frozen, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_without_its_package_is_told(small: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(InputError, match="pip install jax2onnx"):
-        inference.export_onnx(small, (8, 8, 3))
+        export_onnx(small, (8, 8, 3))
 
 
 @pytest.mark.slow
@@ -164,6 +162,6 @@ def test_folded_f0_gives_the_published_logits(shared: Path) -> None:
     expected = golden.load(shared, "nfnet_f0.json")
     model = nfnets_jax.create_model("nfnet_f0")
     images = jnp.asarray(golden.images(expected["batch"], expected["image_size"]))
-    logits = inference.fold(model, parameters(model))(images)["logits"]
+    logits = frozen.fold(model, parameters(model))(images)["logits"]
     std = expected["logits_std"]
     np.testing.assert_allclose(logits[:, :8], expected["logits_first8"], rtol=0, atol=1e-4 * std)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
 
-from nfnets_jax.serving.metrics import Tally
+from nfnets_jax.serving.metrics import Accuracy
 
 
 def test_figures_are_scikit_learns() -> None:
@@ -10,17 +10,17 @@ def test_figures_are_scikit_learns() -> None:
     logits, labels = rng.standard_normal((500, 10)), rng.integers(9, size=500)
     logits[np.arange(500), labels] += 1.5
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    tally = Tally(10)
+    accuracy = Accuracy(10)
     for part in np.split(np.arange(500), [100, 101, 350]):
-        tally.add(probabilities[part], labels[part])
-    summary, predictions = tally.summary(), probabilities.argmax(axis=1)
-    assert summary["examples"] == tally.examples == 500
+        accuracy.add(probabilities[part], labels[part])
+    summary, predictions = accuracy.summary(), probabilities.argmax(axis=1)
+    assert summary["examples"] == accuracy.examples == 500
     assert summary["top1"] == pytest.approx(accuracy_score(labels, predictions))
     top5 = top_k_accuracy_score(labels, probabilities, k=5, labels=range(10))
     assert summary["top5"] == pytest.approx(top5)
     recalls = recall_score(labels, predictions, labels=range(9), average=None)
-    assert [tally.per_class()[label][0] for label in range(9)] == pytest.approx(recalls)
-    assert set(tally.per_class()) == set(range(9))
+    assert [accuracy.per_class()[label][0] for label in range(9)] == pytest.approx(recalls)
+    assert set(accuracy.per_class()) == set(range(9))
 
     confidence, error = probabilities.max(axis=1), 0.0
     for lower in np.arange(15) / 15:
@@ -32,7 +32,7 @@ def test_figures_are_scikit_learns() -> None:
 
 
 def test_calibration_of_who_is_sure_and_half_right() -> None:
-    tally = Tally(2)
-    tally.add(np.array([[1.0, 0.0]] * 4), np.array([0, 0, 1, 1]))
-    assert tally.summary() == {"examples": 4, "top1": 0.5, "top5": 1.0, "ece": 0.5}
-    assert tally.per_class() == {0: (1.0, 2), 1: (0.0, 2)}
+    accuracy = Accuracy(2)
+    accuracy.add(np.array([[1.0, 0.0]] * 4), np.array([0, 0, 1, 1]))
+    assert accuracy.summary() == {"examples": 4, "top1": 0.5, "top5": 1.0, "ece": 0.5}
+    assert accuracy.per_class() == {0: (1.0, 2), 1: (0.0, 2)}

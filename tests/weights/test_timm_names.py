@@ -15,8 +15,8 @@ import pytest
 
 import nfnets_jax
 from nfnets_jax.errors import InputError
+from nfnets_jax.weights.checking import count_classes, shapes_of
 from nfnets_jax.weights.files import write_safetensors
-from nfnets_jax.weights.fitting import Fit
 from nfnets_jax.weights.published import Tree
 from nfnets_jax.weights.timm_names import from_timm, to_timm
 from tests import golden
@@ -48,14 +48,14 @@ def torch_python() -> str:
 
 
 def golden_parameters(num_classes: int, overrides: dict[str, Any], name: str = "nfnet_f0") -> Tree:
-    shapes = Fit(name, overrides).shapes(num_classes, 3)
+    shapes = shapes_of(nfnets_jax.create_model(name, num_classes, **overrides), channels=3)
     return golden.parameters({m: {n: list(s) for n, s in ps.items()} for m, ps in shapes.items()})
 
 
 def our_logits(
     params: Tree, images: np.ndarray, overrides: dict[str, Any], name: str = "nfnet_f0"
 ) -> np.ndarray:
-    classes = Fit(name, overrides).num_classes(params)
+    classes = count_classes(nfnets_jax.create_model(name, **overrides), params)
     model = nfnets_jax.create_model(name, classes, **overrides)
     run = jax.jit(functools.partial(model.apply, is_training=False))
     return np.asarray(run(params, {}, None, jnp.asarray(images))[0]["logits"])
@@ -80,22 +80,24 @@ def assert_same(actual: np.ndarray, expected: np.ndarray) -> None:
 
 def test_there_and_back_changes_nothing() -> None:
     params = golden_parameters(7, SMALL)
-    fit = Fit("nfnet_f0", SMALL)
-    state = to_timm(params, fit.config)
+    model = nfnets_jax.create_model("nfnet_f0", 7, **SMALL)
+    state = to_timm(params, model.config)
     assert state["stages.1.1.conv2b.weight"].shape == (32, 16, 3, 3)
     assert state["stages.2.0.attn_last.fc1.weight"].shape == (64, 128, 1, 1)
     assert state["head.fc.weight"].shape == (7, 256)
-    chex.assert_trees_all_close(from_timm(state, fit.config, fit.dimensions), params, rtol=1e-6)
+    chex.assert_trees_all_close(
+        from_timm(state, model.config, shapes_of(model, 3)), params, rtol=1e-6
+    )
 
 
 def test_what_does_not_fit_is_left_for_the_check() -> None:
     params = golden_parameters(7, SMALL)
-    fit = Fit("nfnet_f0", SMALL)
-    state = to_timm(params, fit.config)
+    model = nfnets_jax.create_model("nfnet_f0", 7, **SMALL)
+    state = to_timm(params, model.config)
     state["head.fc.weight"] = state["head.fc.weight"][..., None]
     state["bn.running_mean"] = np.zeros(3)
     del state["final_conv.gain"]
-    tree = from_timm(state, fit.config, fit.dimensions)
+    tree = from_timm(state, model.config, shapes_of(model, 3))
     assert tree["bn"]["running_mean"].shape == (3,)
     assert set(tree["NFNet/~/linear"]) == {"b"}
     assert set(tree["NFNet/~/final_conv"]) == {"w", "bias"}
@@ -171,8 +173,8 @@ def test_timms_other_networks_compute_our_logits(
 @pytest.mark.parametrize("name", OTHERS)
 def test_skip_gains_come_back_in_the_last_convolutions(name: str) -> None:
     ours, _ = OTHERS[name]
-    params, fit = golden_parameters(7, ours, name), Fit(name, ours)
-    again = from_timm(to_timm(params, fit.config), fit.config, fit.dimensions)
+    params, model = golden_parameters(7, ours, name), nfnets_jax.create_model(name, 7, **ours)
+    again = from_timm(to_timm(params, model.config), model.config, shapes_of(model, 3))
     chex.assert_trees_all_equal_shapes(again, params)
     for module, parameters in params.items():
         if "skip_gain" not in parameters:
@@ -185,7 +187,7 @@ def test_skip_gains_come_back_in_the_last_convolutions(name: str) -> None:
 
 
 def test_batch_normalized_networks_are_refused() -> None:
-    with pytest.raises(InputError, match="normalizer-free networks alone"):
+    with pytest.raises(InputError, match="only normalizer-free networks convert"):
         to_timm({}, nfnets_jax.create_model("resnet50").config)
 
 

@@ -1,0 +1,93 @@
+"""Checks that parameters are those of a model."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfnets_jax.errors import InputError
+from nfnets_jax.models.registry import Model
+from nfnets_jax.weights.published import Tree
+
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+# How many parameters a message names, for each kind of mismatch.
+_MOST_NAMED = 4
+
+
+def shapes_of(model: Model, channels: int) -> Shapes:
+    """Returns the shapes of a model's parameters for images of so many channels."""
+    images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
+    params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
+    return {
+        module: {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+        for module, leaves in params.items()
+    }
+
+
+def count_classes(model: Model, tree: Tree) -> int:
+    """Returns the number of classes that parameters distinguish; 1000 without a classifier."""
+    matrix = tree.get(model.classifier, {}).get("w")
+    return matrix.shape[-1] if matrix is not None and matrix.ndim else 1000
+
+
+def count_channels(model: Model, tree: Tree) -> int:
+    """Returns the channels of the images that parameters are for; 3 without a first layer."""
+    kernel = tree.get(model.first_conv, {}).get("w")
+    return kernel.shape[-2] if kernel is not None and kernel.ndim > 1 else 3
+
+
+def check(source: str, tree: Tree, shapes: Shapes) -> Tree:
+    """Returns the parameters in float32.
+
+    Args:
+      source: where they come from, for messages.
+      tree: the parameters.
+      shapes: the shapes that they should have.
+
+    Raises:
+      InputError: some are missing, unexpected, or of another shape, or hold values that are not
+        finite; the message names them.
+    """
+    wanted = {(module, name): s for module, ps in shapes.items() for name, s in ps.items()}
+    found = {(module, name): a.shape for module, ps in tree.items() for name, a in ps.items()}
+    other_shape = [
+        f"{_full_name(key)} {found[key]} and not {wanted[key]}"
+        for key in wanted
+        if key in found and found[key] != wanted[key]
+    ]
+    faults = [
+        _list("missing", [_full_name(key) for key in wanted if key not in found]),
+        _list("unexpected", [_full_name(key) for key in found if key not in wanted]),
+        _list("of another shape", other_shape),
+    ]
+    if any(faults):
+        raise InputError(f"{source} is of another model: {'; '.join(filter(None, faults))}")
+    return {
+        module: {name: _float32(source, module, name, array) for name, array in parameters.items()}
+        for module, parameters in tree.items()
+    }
+
+
+def _float32(source: str, module: str, name: str, array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # Values that overflow are counted below.
+        values = np.asarray(array, np.float32)
+    bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if bad:
+        raise InputError(
+            f"{source}: {bad} of the {values.size} values of {module}/{name} are not finite"
+        )
+    return values
+
+
+def _full_name(key: tuple[str, str]) -> str:
+    return ascii("/".join(key)).strip("'")[:100]
+
+
+def _list(fault: str, names: list[str]) -> str:
+    """Returns ``"3 missing: a, b, ..."``, or nothing."""
+    if not names:
+        return ""
+    more = ", ..." if len(names) > _MOST_NAMED else ""
+    return f"{len(names)} {fault}: {', '.join(names[:_MOST_NAMED])}{more}"
