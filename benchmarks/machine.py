@@ -15,19 +15,24 @@ import jax.numpy as jnp
 
 def describe() -> dict[str, Any]:
     """Date, device, processor and versions, to be recorded beside every figure."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(": ")[2] if names else cpu
     return {
         "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
-        "processor": f"{cpu}, {os.cpu_count()} threads",
+        "processor": f"{processor()}, {os.cpu_count()} threads",
         "python": platform.python_version(),
         "jax": jax.__version__,
         "haiku": version("dm-haiku"),
     }
+
+
+def processor() -> str:
+    """Returns the name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.processor() or platform.machine()
 
 
 def seconds(run: Callable[[], Any], times: int) -> list[float]:

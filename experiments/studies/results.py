@@ -1,0 +1,68 @@
+"""Writes what a study measured: ``results.json``, ``results.md`` and pictures."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from matplotlib.figure import Figure
+
+from benchmarks import machine
+from experiments.studies.grid import Row, Settings, format_cell
+from nfnets_jax.atomic import replaced
+from nfnets_jax.training import reporting
+
+
+class Results(NamedTuple):
+    """What a study measured.
+
+    Attributes:
+      conditions: settings shared by all runs.
+      rows: settings and figures of each run, from ``grid.run_grid``.
+      tables: Markdown tables, each with a caption that defines its columns.
+      pictures: figures by file name, without the suffix.
+    """
+
+    conditions: Settings
+    rows: Sequence[Row]
+    tables: Sequence[str]
+    pictures: Mapping[str, Figure]
+
+
+def write(workdir: Path, command: str, results: Results) -> None:
+    """Writes the results and the conditions that they were measured under.
+
+    ``results.json`` holds all rows, ``results.md`` the tables and pictures; both state the command,
+    the machine, the date and the versions.
+    """
+    environment = reporting.environment(jax.local_devices())
+    versions = environment.pop("versions")
+    conditions = {
+        **results.conditions,
+        "runs": len(results.rows),
+        "run_seconds": round(sum(row["seconds"] for row in results.rows)),
+        "processor": machine.processor(),
+        **environment,
+        **versions,
+    }
+    for name, figure in results.pictures.items():
+        with replaced(workdir / f"{name}.png") as partial:
+            figure.savefig(partial, format="png")
+    contents = {"command": command, "conditions": conditions, "rows": list(results.rows)}
+    reporting.write_json(workdir / "results.json", contents)
+    reporting.write_atomically(workdir / "results.md", render(command, conditions, results))
+
+
+def render(command: str, conditions: Settings, results: Results) -> str:
+    """Renders ``results.md``."""
+    pictures = [f"![{name.replace('_', ' ')}]({name}.png)" for name in results.pictures]
+    listed = ", ".join(f"{name} {format_cell(value)}" for name, value in conditions.items())
+    parts = ["# Results", f"    {command}", *results.tables, *pictures, f"Conditions: {listed}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a Markdown table under its caption."""
+    cells = [header, ["---"] * len(header), *([format_cell(x) for x in row] for row in rows)]
+    lines = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return f"{caption}\n\n{lines}"
