@@ -101,7 +101,9 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
         rows=rows,
         tables=[
             tuned_training.accuracy_table(runs, compared),
-            tuned_training.accuracy_table(varied_runs, varied),
+            tuned_training.accuracy_table(
+                varied_runs, varied, "Thresholds of AGC at the largest batch, test top-1"
+            ),
         ],
         pictures={"accuracy": tuned_training.accuracy_figure(runs, compared)},
     )

@@ -1,5 +1,6 @@
 """Writes what a study measured: ``results.json``, ``results.md`` and pictures."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,13 +49,24 @@ def write(workdir: Path, command: str, results: Results) -> None:
     for name, figure in results.pictures.items():
         with replaced(workdir / f"{name}.png") as partial:
             figure.savefig(partial, format="png")
-    contents = {"command": command, "conditions": conditions, "rows": list(results.rows)}
-    reporting.write_json(workdir / "results.json", contents)
-    reporting.write_atomically(workdir / "results.md", render(command, conditions, results))
+    json_text = render_json(command, conditions, results.rows)
+    reporting.write_atomically(workdir / "results.json", json_text)
+    markdown = render_markdown(command, conditions, results)
+    reporting.write_atomically(workdir / "results.md", markdown)
 
 
-def render(command: str, conditions: Settings, results: Results) -> str:
-    """Renders ``results.md``."""
+def render_json(command: str, conditions: Settings, rows: Sequence[Row]) -> str:
+    """Returns the JSON object ``{"command", "conditions", "rows"}``, with one line per row."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    return (
+        f'{{"command": {json.dumps(command)},\n'
+        f'"conditions": {json.dumps(dict(conditions))},\n'
+        f'"rows": [\n{lines}\n]}}\n'
+    )
+
+
+def render_markdown(command: str, conditions: Settings, results: Results) -> str:
+    """Returns the command, the tables, the pictures and the conditions in Markdown."""
     pictures = [f"![{name.replace('_', ' ')}]({name}.png)" for name in results.pictures]
     listed = ", ".join(f"{name} {format_cell(value)}" for name, value in conditions.items())
     parts = ["# Results", f"    {command}", *results.tables, *pictures, f"Conditions: {listed}."]

@@ -197,8 +197,10 @@ def next_learning_rate(tuning: Sequence[grid.Row], point: grid.Settings) -> floa
     return float(f"{best * best / neighbour:.4g}")
 
 
-def accuracy_table(runs: TunedRuns, networks: Mapping[str, Network]) -> str:
-    """Returns test top-1 and the tuned learning rates in Markdown."""
+def accuracy_table(
+    runs: TunedRuns, networks: Mapping[str, Network], figure: str = "Test top-1"
+) -> str:
+    """Returns test top-1, captioned ``figure``, and the tuned learning rates in Markdown."""
     rows = [
         (
             name,
@@ -213,7 +215,7 @@ def accuracy_table(runs: TunedRuns, networks: Mapping[str, Network]) -> str:
         for batch_size, top1 in runs.top1(name).items()
     ]
     return results.table(
-        "Test top-1: mean, lowest and highest over the seeds; a run that diverged counts as 0.",
+        f"{figure}: mean, lowest and highest over the seeds; a run that diverged counts as 0.",
         ("network", "batch size", "learning rate at 256", "mean", "lowest", "highest", "seeds"),
         rows,
     )
