@@ -82,12 +82,12 @@ def main() -> None:
         for suffix, flags in (("", []), (" compiled", ["--compile"])):
             if flags and not arguments.compile:
                 continue
-            for what, mode, folding in (
+            for task, mode, folding in (
                 ("training step", [], []),
                 ("forward", ["--forward"], []),
                 ("forward, folded", ["--forward"], ["--folded"]),
             ):
-                comparisons[f"F0 {what}, over timm{suffix}"] = Comparison(
+                comparisons[f"F0 {task}, over timm{suffix}"] = Comparison(
                     [*step, *mode, *folding], [*theirs, *flags, *mode], arguments.rounds
                 )
     measure(comparisons, conditions, arguments.out / "speed")
@@ -226,8 +226,8 @@ def _table(rows: list[Figures], conditions: Figures) -> str:
         )
     listed = ", ".join(f"{key} {value}" for key, value in _described(rows, conditions).items())
     explanation = (
-        "Both sides run in turn; each round gives a ratio. Medians over the rounds, in parentheses "
-        "the lowest and the highest ratio."
+        "The sides run in turn, once per round. Figures are medians over the rounds; in "
+        "parentheses, the lowest and the highest ratio of a round."
     )
     return "\n".join([*lines, "", explanation, "", f"Conditions: {listed}.", ""])
 

@@ -1,4 +1,4 @@
-"""Measures what batch normalization costs a training step, and that it couples a batch's images.
+"""Measures the cost of batch normalization and the coupling of images that it causes.
 
 NFNets (Brock et al. 2021b, arXiv:2102.06171, section 1) claim that batch normalization is expensive
 in time and memory and breaks the independence of a batch's examples.
@@ -7,7 +7,7 @@ in time and memory and breaks the independence of a batch's examples.
 
 Design: each batch-normalized network is compared with itself reduced to the scale and offset of its
 normalization and, where there is one, with the normalizer-free network of the same blocks. Training
-steps of all forms alternate in one process; their memory is what the compiler plans. To measure the
+steps of all forms alternate in one process; memory is as the compiler plans it. To measure the
 coupling, all images of a batch but the first are replaced, and the change of the first one's logits
 is set over their standard deviation: 0 if images are independent.
 """

@@ -1,4 +1,4 @@
-"""Writes what a study measured: ``results.json``, ``results.md`` and pictures."""
+"""Writes the results of a study: ``results.json``, ``results.md`` and pictures."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from nfnets_jax.training import reporting
 
 
 class Results(NamedTuple):
-    """What a study measured.
+    """Rows, tables and pictures of a study.
 
     Attributes:
       conditions: settings shared by all runs.
