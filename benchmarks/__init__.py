@@ -1,1 +1,1 @@
-"""Figures of speed, each one command; ``python -m benchmarks.compare`` sets them beside peers'."""
+"""Benchmarks of speed, one command each."""

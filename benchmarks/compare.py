@@ -1,10 +1,10 @@
-"""Ours beside the peers at hand, in one run, alternating, as medians of paired ratios.
+"""Compares our speed with timm's, in alternating runs.
 
     python -m benchmarks.compare --rounds=5 --peer_python=PYTHON_WITH_TORCH_AND_TIMM
 
-Writes ``speed_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``, anew after each row. A
-row that fails is left out, and said to be; the exit code is then 1. The peer is timm, by the script
-``peers/timm_step.py`` of the shared folder; where either is absent its rows are left out too.
+Writes ``speed_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results`` after each row. A row
+that fails is omitted with a message, and the exit code is then 1. timm is run by
+``peers/timm_step.py`` in the shared folder; if the script or timm is absent, its rows are omitted.
 """
 
 import argparse
@@ -23,21 +23,22 @@ from benchmarks.shared_folder import shared_folder
 
 RESULTS = Path(__file__).parent / "results"
 _UNITS = {"seconds": "s", "images_per_second": "images/s"}
-# Of ``machine.describe``; asked of what ran, so that this process takes no memory of the device.
+# Keys of ``machine.describe``. The commands report them: this process must not occupy the device.
 _CONDITIONS = ("date", "device", "processor", "python", "jax", "haiku")
 
 Figures = dict[str, Any]
-
-
-# A command whose last line is JSON, or a function that gives the same.
+# A command whose last line is a JSON object, or a function that returns its contents.
 Side = list[str] | Callable[[], Figures]
 
 
 class Comparison(NamedTuple):
-    """Two sides, to be run in turn so many times.
+    """Two sides that run in turn.
 
-    The figures of ``ours`` also describe the machine. ``figure`` is what is compared: ``seconds``
-    or ``images_per_second``.
+    Attributes:
+      ours: also reports the machine, as ``machine.describe`` does.
+      theirs: what ours is compared with.
+      rounds: runs of each side.
+      figure: key of the compared figure, ``seconds`` or ``images_per_second``.
     """
 
     ours: Side
@@ -47,11 +48,11 @@ class Comparison(NamedTuple):
 
 
 class CommandError(Exception):
-    """A command failed, or printed no figures."""
+    """A command failed or printed no figures."""
 
 
 def main() -> None:
-    """Measures, and writes the table."""
+    """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer_python", default=sys.executable, help="a Python with torch, timm")
@@ -74,40 +75,45 @@ def main() -> None:
     try:
         script, versions = peer("timm_step.py", arguments.peer_python, ("torch", "timm"))
     except CommandError as error:
-        print(f"rows against timm are left out: {error}", flush=True)
+        print(f"rows against timm are omitted: {error}", flush=True)
     else:
         conditions.update(versions)
         theirs = [arguments.peer_python, str(script), *shape, f"--dtype={arguments.precision}"]
         for suffix, flags in (("", []), (" compiled", ["--compile"])):
             if flags and not arguments.compile:
                 continue
-            for what, mode, folding in (
+            for task, mode, folding in (
                 ("training step", [], []),
                 ("forward", ["--forward"], []),
                 ("forward, folded", ["--forward"], ["--folded"]),
             ):
-                comparisons[f"F0 {what}, over timm{suffix}"] = Comparison(
+                comparisons[f"F0 {task}, over timm{suffix}"] = Comparison(
                     [*step, *mode, *folding], [*theirs, *flags, *mode], arguments.rounds
                 )
     measure(comparisons, conditions, arguments.out / "speed")
 
 
 def peer(name: str, python: str, packages: Sequence[str]) -> tuple[Path, Mapping[str, str]]:
-    """The script that measures a peer, and the versions of what it needs, as ``python`` has them.
+    """Finds the script that measures a peer, and the versions of the packages that it needs.
+
+    Args:
+      name: of the script in ``peers`` of the shared folder.
+      python: the interpreter that runs it.
+      packages: names of import packages.
 
     Raises:
-      CommandError: the script or a package is absent; the message says how to come by it.
+      CommandError: the script or a package is absent.
     """
     shared = shared_folder()
     script = shared / "peers" / name if shared else None
     if not script or not script.is_file():
         raise CommandError(f"no peers/{name} in the shared folder, which NFNETS_SHARED names")
-    # Found, not imported: timm's script stands in for torchvision, without which it fails.
+    # Looked up, not imported: timm fails to import where the script's torchvision stub is absent.
     found = _run(
         [
             python,
             "-c",
-            # A package may be installed under another name: tensorflow by tensorflow-cpu.
+            # The distribution may have another name, such as tensorflow-cpu.
             "import json; from importlib import metadata; names = metadata.packages_distributions()"
             "; print(json.dumps({package: metadata.version(names[package][0]) "
             f"for package in {tuple(packages)} if package in names}}))",
@@ -116,16 +122,20 @@ def peer(name: str, python: str, packages: Sequence[str]) -> tuple[Path, Mapping
     absent = [package for package in packages if package not in found]
     if absent:
         raise CommandError(
-            f"{python} has no {' and no '.join(absent)}; --peer_python=PYTHON takes one that has"
+            f"{python} has no {' and no '.join(absent)}; --peer_python=PYTHON names one that has"
         )
     return script, found
 
 
 def measure(comparisons: Mapping[str, Comparison], conditions: Figures, out: Path) -> None:
-    """Compares, row by row, and after each writes ``out`` with the device's name and a suffix.
+    """Measures one row after the other and writes all rows so far after each.
 
-    ``conditions`` are what the table says of itself beside what our commands print of the machine.
-    Exits with 1 if rows failed, when all have been tried.
+    Exits with code 1 after the last row if any failed.
+
+    Args:
+      comparisons: by name of the row.
+      conditions: stated below the table, beside the machine.
+      out: path of the files, to which the device and a suffix are added.
     """
     rows: list[Figures] = []
     failed = []
@@ -134,7 +144,7 @@ def measure(comparisons: Mapping[str, Comparison], conditions: Figures, out: Pat
             rows.append(_compare(name, comparison))
         except CommandError as error:
             failed.append(name)
-            print(f"{name}: left out: {error}", flush=True)
+            print(f"{name}: omitted: {error}", flush=True)
         else:
             _write(rows, conditions, out)
     if rows:
@@ -144,13 +154,13 @@ def measure(comparisons: Mapping[str, Comparison], conditions: Figures, out: Pat
 
 
 def _compare(name: str, comparison: Comparison) -> Figures:
-    """Runs the two sides in turn and pairs what they took."""
+    """Runs both sides in turn and returns all figures and the ratios of each round."""
+    unit = _UNITS[comparison.figure]
     pairs, ratios = [], []
     for index in range(comparison.rounds):
         pair = _run(comparison.ours), _run(comparison.theirs)
         pairs.append(pair)
         ours, theirs = (figures[comparison.figure] for figures in pair)
-        unit = _UNITS[comparison.figure]
         ratios.append(theirs / ours if unit == "s" else ours / theirs)
         print(
             f"{name}: round {index + 1} of {comparison.rounds}: {_rounded(ours)} {unit}, "
@@ -167,24 +177,24 @@ def _compare(name: str, comparison: Comparison) -> Figures:
     }
 
 
-def _run(command: Side) -> Figures:
-    """The JSON that a command prints as its last line, or what a function gives."""
-    if callable(command):
-        return command()
+def _run(side: Side) -> Figures:
+    """Returns the JSON in the last line of a command's output, or a function's result."""
+    if callable(side):
+        return side()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(side, capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         reason = error.stderr[-2000:]
     except OSError as error:
         reason = str(error)
     except (IndexError, ValueError):
-        reason = "its last line is no JSON"
-    raise CommandError(f"{' '.join(command)} failed:\n{reason}")
+        reason = "its last line is not JSON"
+    raise CommandError(f"{' '.join(side)} failed:\n{reason}")
 
 
 def _write(rows: list[Figures], conditions: Figures, out: Path) -> None:
-    """Figures, table and picture of the rows there are, in place of those before."""
+    """Writes figures, table and picture of the rows, replacing those before."""
     out.parent.mkdir(parents=True, exist_ok=True)
     described = _described(rows, conditions)
     device = re.sub(r"\W+", "_", described["device"].lower()).strip("_")
@@ -195,7 +205,7 @@ def _write(rows: list[Figures], conditions: Figures, out: Path) -> None:
 
 
 def _described(rows: list[Figures], conditions: Figures) -> Figures:
-    """What holds of all rows."""
+    """Returns the conditions of all rows and the machine that the first one reports."""
     return {**{key: rows[0]["ours"][0][key] for key in _CONDITIONS}, **conditions}
 
 
@@ -214,9 +224,12 @@ def _table(rows: list[Figures], conditions: Figures) -> str:
             f"| {row['name']} | {ours} {unit} | {theirs} {unit} | {row['ratio']:.2f} "
             f"({min(row['ratios']):.2f} to {max(row['ratios']):.2f}) | {len(row['ratios'])} |"
         )
-    described = _described(rows, conditions)
-    listed = ", ".join(f"{key} {value}" for key, value in described.items())
-    return "\n".join(lines) + f"\n\nMedians of paired ratios in one run, alternating; {listed}.\n"
+    listed = ", ".join(f"{key} {value}" for key, value in _described(rows, conditions).items())
+    explanation = (
+        "The sides run in turn, once per round. Figures are medians over the rounds; in "
+        "parentheses, the lowest and the highest ratio of a round."
+    )
+    return "\n".join([*lines, "", explanation, "", f"Conditions: {listed}.", ""])
 
 
 def _rounded(figure: float) -> str:

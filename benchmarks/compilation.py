@@ -1,10 +1,9 @@
-"""How long NFNet-F6 takes to compile, beside other forms of itself, in alternating runs.
+"""Compares the compilation time of NFNet-F6 with that of two other forms, in alternating runs.
 
     python -m benchmarks.compilation --rounds=5
 
-The others have every block unrolled, or loops but an array a layer. Writes
-``compilation_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``, as
-``benchmarks.compare`` does.
+In one form every block is unrolled; in the other equal blocks run in loops, but each layer has its
+own array. Writes ``compilation_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from benchmarks.compare import RESULTS, Comparison, measure
 
 
 def main() -> None:
-    """Measures, and writes the table."""
+    """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -30,7 +29,7 @@ def main() -> None:
         "F6's gradient, over an array a layer": Comparison(
             gradient, [*gradient, "--published"], arguments.rounds
         ),
-        # Takes minutes.
+        # One round: it takes minutes.
         "F6's update, over an array a layer": Comparison(update, [*update, "--published"], 1),
     }
     measure(comparisons, {}, arguments.out / "compilation")

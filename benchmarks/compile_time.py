@@ -1,10 +1,10 @@
-"""The time that the compilation of a model's gradient takes, as one line of JSON.
+"""Measures how long a model's gradient takes to compile; prints one line of JSON.
 
     python -m benchmarks.compile_time --model=nfnet_f6
 
-Nothing is run and no parameters are made. They are stacked, as training has them, or with
-``--published`` an array a layer. ``--unrolled`` compiles every block by itself; then nothing is
-stacked. ``--update`` compiles a training step, without looks at clipping.
+Nothing is run, and no parameters are created. Equal blocks are stacked, as in training;
+``--published`` keeps an array for each layer, and ``--unrolled`` compiles every block by itself, so
+that nothing is stacked. ``--update`` compiles a whole training step, without clipping statistics.
 """
 
 import argparse
@@ -17,10 +17,9 @@ import jax.numpy as jnp
 
 import nfnets_jax
 from benchmarks import machine
-from nfnets_jax.data.sources import open_dataset
+from benchmarks.train_step import make_training
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import step
-from nfnets_jax.training.optimizers import sgd_in_place
 
 
 def main() -> None:
@@ -35,9 +34,9 @@ def main() -> None:
     arguments = parser.parse_args()
     overrides: dict[str, Any] = {"looped_blocks": 1000} if arguments.unrolled else {}
     model = nfnets_jax.create_model(arguments.model, **overrides)
-    images = (arguments.batch, arguments.size, arguments.size, 3)
-    measure = _update if arguments.update else _gradient
-    compilation = measure(model, images, arguments.published)
+    shape = (arguments.batch, arguments.size, arguments.size, 3)
+    compile_program = _compile_update if arguments.update else _compile_gradient
+    compilation = compile_program(model, shape, arguments.published)
     figures = {
         "trace_seconds": compilation.trace_seconds,
         "compile_seconds": compilation.compile_seconds,
@@ -46,7 +45,7 @@ def main() -> None:
     print(json.dumps({**vars(arguments), **figures, **machine.describe()}))
 
 
-def _gradient(model: Model, shape: tuple[int, ...], published: bool) -> machine.Compilation:
+def _compile_gradient(model: Model, shape: tuple[int, ...], published: bool) -> machine.Compilation:
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     params, state = jax.eval_shape(model.init, jax.random.key(0), images)
     if not published:
@@ -61,11 +60,11 @@ def _gradient(model: Model, shape: tuple[int, ...], published: bool) -> machine.
     return machine.compilation(gradient, params, state, images)
 
 
-def _update(model: Model, shape: tuple[int, ...], published: bool) -> machine.Compilation:
-    optimizer = sgd_in_place(0.1)
+def _compile_update(model: Model, shape: tuple[int, ...], published: bool) -> machine.Compilation:
+    training = make_training(model, shape[1])
 
     def create() -> step.TrainState:
-        state = step.create_state(model, optimizer, shape, 0)
+        state = step.create_state(model, training.optimizer, shape, 0)
         return state if published else model.stacked(state)
 
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
@@ -74,15 +73,7 @@ def _update(model: Model, shape: tuple[int, ...], published: bool) -> machine.Co
         lambda array: jax.ShapeDtypeStruct((1, *array.shape), array.dtype),
         (jax.eval_shape(create), {"image": images, "label": labels}),
     )
-    update = step.make_update(
-        model,
-        optimizer,
-        open_dataset("synthetic", size=shape[1]),
-        label_smoothing=0.1,
-        ema_decay=0.99999,
-        devices=jax.devices()[:1],
-    )
-    return machine.compilation(update, *on_one_device)
+    return machine.compilation(training.update, *on_one_device)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the machine at hand can do."""
+"""Describes the machine, and times functions and their compilation on it."""
 
 import datetime
 import os
@@ -14,24 +14,29 @@ import jax.numpy as jnp
 
 
 def describe() -> dict[str, Any]:
-    """Date, device, processor and versions, to be recorded beside every figure."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(": ")[2] if names else cpu
+    """Returns date, device, processor and versions, to be recorded beside every figure."""
     return {
         "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
-        "processor": f"{cpu}, {os.cpu_count()} threads",
+        "processor": f"{processor()}, {os.cpu_count()} threads",
         "python": platform.python_version(),
         "jax": jax.__version__,
         "haiku": version("dm-haiku"),
     }
 
 
+def processor() -> str:
+    """Returns the name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.processor() or platform.machine()
+
+
 def seconds(run: Callable[[], Any], times: int) -> list[float]:
-    """How long each of so many runs took, results awaited."""
+    """Returns the seconds that each of ``times`` runs took until its result was ready."""
     taken = []
     for _ in range(times):
         start = time.perf_counter()
@@ -41,7 +46,7 @@ def seconds(run: Callable[[], Any], times: int) -> list[float]:
 
 
 class Compilation(NamedTuple):
-    """A function compiled for given arguments, and the seconds that it took."""
+    """A function compiled for given arguments, and how long that took."""
 
     run: Any
     trace_seconds: float
@@ -49,12 +54,12 @@ class Compilation(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of tracing and compiling together."""
+        """Time of tracing and compiling together."""
         return self.trace_seconds + self.compile_seconds
 
 
 def compilation(jitted: Any, *args: Any) -> Compilation:
-    """Compiles what ``jax.jit`` or ``jax.pmap`` returned; ``args`` may be shapes."""
+    """Compiles a function from ``jax.jit`` or ``jax.pmap`` for arrays or for their shapes."""
     start = time.perf_counter()
     lowered = jitted.lower(*args)
     traced = time.perf_counter()
@@ -63,7 +68,7 @@ def compilation(jitted: Any, *args: Any) -> Compilation:
 
 
 def matmul_rate(dtype: jnp.dtype) -> float:
-    """FLOP/s of a large square matrix product: the best of ten."""
+    """Returns the FLOP/s of a large square matrix product, the best of ten."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)

@@ -1,10 +1,10 @@
-"""The time of one training step, as one line of JSON.
+"""Measures the time of a training step or of inference; prints one line of JSON.
 
     python -m benchmarks.train_step --model=nfnet_f0 --batch=8 --size=192 --steps=5
 
-The step is the one of ``experiments.run`` on one device: loss, gradient, AGC, SGD with Nesterov
-momentum, moving average of the parameters. ``--forward`` times inference instead, and with
-``--folded`` that of the weights that ``nfnets_jax.serving.frozen.fold`` makes.
+The training step is that of ``experiments.run`` on one device: loss, gradient, AGC, SGD with
+Nesterov momentum, and the moving average of the parameters. ``--forward`` measures inference,
+``--forward --folded`` that of the weights from ``nfnets_jax.serving.frozen.fold``.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import functools
 import json
 import statistics
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,44 +35,45 @@ from nfnets_jax.training.optimizers import sgd_in_place
 
 _CLASSES = 1000
 _EMA_DECAY = 0.9999
+_WARMUP_STEPS = 2
 
 
 def main() -> None:
     """Measures what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nfnet_f0")
-    parser.add_argument("--batch", type=int, default=8, help="images a step")
-    parser.add_argument("--size", type=int, default=192, help="side of the images, in pixels")
-    parser.add_argument("--steps", type=int, default=5, help="steps that are timed, after two")
+    parser.add_argument("--batch", type=int, default=8, help="images per step")
+    parser.add_argument("--size", type=int, default=192, help="side of the images in pixels")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after two untimed ones")
     parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--remat", default="none", choices=REMAT)
-    parser.add_argument("--forward", action="store_true", help="inference, not training")
-    parser.add_argument("--folded", action="store_true", help="of folded weights; with --forward")
-    parser.add_argument("--plain", action="store_true", help="with XLA's own convolutions")
+    parser.add_argument("--forward", action="store_true", help="inference instead of training")
+    parser.add_argument("--folded", action="store_true", help="folded weights; with --forward")
+    parser.add_argument("--plain", action="store_true", help="XLA's own convolutions")
     arguments = parser.parse_args()
     process.keep_freed_memory()
     try:
+        if arguments.folded and not arguments.forward:
+            raise InputError("--folded applies to inference: add --forward")
         print(json.dumps(measure(arguments)))
     except InputError as error:
         sys.exit(str(error))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The figures, by name: seconds, images a second, bytes, FLOPs."""
+    """Returns settings, seconds, images per second, bytes, FLOPs and the machine, by name."""
     # Not all networks have the setting.
     remat = {} if arguments.remat == "none" else {"remat": arguments.remat}
     model = nfnets_jax.create_model(
         arguments.model, _CLASSES, precision=arguments.precision, **remat
     )
+    shape = (arguments.batch, arguments.size, arguments.size, 3)
     if arguments.plain:
         model = model.with_policy(Policy(native=True))
-    shape = (arguments.batch, arguments.size, arguments.size, 3)
     if arguments.forward:
-        measured = _forward(model, shape, arguments.steps, arguments.folded)
-    elif arguments.folded:
-        raise InputError("--folded is inference: give --forward too")
+        measured = _measure_forward(model, shape, arguments.steps, arguments.folded)
     else:
-        measured = _train(model, shape, arguments.steps)
+        measured = _measure_training(model, shape, arguments.steps)
     forward = 2.0 * counting.summarize(model, arguments.size).work.multiply_adds
     flops_per_image = forward * (1 if arguments.forward else 3)
     rate = flops_per_image * arguments.batch / measured["seconds"]
@@ -89,13 +90,30 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
-    devices = jax.devices()[:1]
+class Training(NamedTuple):
+    """The optimizer and the update of a training step, from ``nfnets_jax.training.step``."""
+
+    optimizer: optax.GradientTransformation
+    update: Any
+
+
+def make_training(model: Model, size: int) -> Training:
+    """Returns the training step on one device, for images of ``size`` pixels a side."""
     optimizer = sgd_in_place(0.1)
-    dataset = open_dataset("synthetic", size=shape[1])
     update = step.make_update(
-        model, optimizer, dataset, label_smoothing=0.1, ema_decay=_EMA_DECAY, devices=devices
+        model,
+        optimizer,
+        open_dataset("synthetic", size=size),
+        label_smoothing=0.1,
+        ema_decay=_EMA_DECAY,
+        devices=jax.devices()[:1],
     )
+    return Training(optimizer, update)
+
+
+def _measure_training(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
+    devices = jax.devices()[:1]
+    optimizer, update = make_training(model, shape[1])
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, shape, np.uint8), rng.integers(0, _CLASSES, shape[:1])
     batch = step.transfer({"image": images, "label": labels}, devices)
@@ -108,7 +126,7 @@ def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
         state, metrics = compilation.run(state, batch)
         return metrics
 
-    machine.seconds(run, 2)
+    machine.seconds(run, _WARMUP_STEPS)
     median = statistics.median(machine.seconds(run, steps))
     optimizer_seconds = _optimizer_seconds(optimizer, step.fetch(state), steps)
     return {
@@ -119,7 +137,9 @@ def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
     }
 
 
-def _forward(model: Model, shape: tuple[int, ...], steps: int, folded: bool) -> dict[str, Any]:
+def _measure_forward(
+    model: Model, shape: tuple[int, ...], steps: int, folded: bool
+) -> dict[str, Any]:
     images = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
     params, state = jax.jit(model.init)(jax.random.key(0), images)
     if folded:
@@ -133,7 +153,7 @@ def _forward(model: Model, shape: tuple[int, ...], steps: int, folded: bool) -> 
     def run() -> Any:
         return compilation.run(network, images)
 
-    machine.seconds(run, 2)
+    machine.seconds(run, _WARMUP_STEPS)
     return {
         "seconds": statistics.median(machine.seconds(run, steps)),
         "compile_seconds": compilation.seconds,
@@ -144,7 +164,7 @@ def _forward(model: Model, shape: tuple[int, ...], steps: int, folded: bool) -> 
 def _optimizer_seconds(
     optimizer: optax.GradientTransformation, state: step.TrainState, steps: int
 ) -> float:
-    """Median time of AGC, momentum, the new parameters and their average, without a gradient."""
+    """Returns the median time of an update from given gradients: AGC, momentum and average."""
     apply = functools.partial(step.apply_gradients, optimizer, ema_decay=_EMA_DECAY)
     donating = jax.jit(apply, donate_argnums=0)
     grads = jax.tree.map(lambda param: 1e-3 * jnp.ones_like(param), state.params)
@@ -155,12 +175,12 @@ def _optimizer_seconds(
         state = donating(state, grads)
         return state
 
-    machine.seconds(run, 2)
+    machine.seconds(run, _WARMUP_STEPS)
     return statistics.median(machine.seconds(run, steps))
 
 
 def _peak_bytes(compiled: Any) -> int:
-    """Most bytes in use at once: as the device counted, or else as the compiler planned."""
+    """Returns the largest number of bytes in use: the device's count, or the compiler's plan."""
     counted = jax.devices()[0].memory_stats()
     if counted:
         return counted["peak_bytes_in_use"]

@@ -1,16 +1,15 @@
-"""All models for ImageNet in one table: what they are, what they ask for, what is reported of them.
+"""Lists all models for ImageNet in one table: size, cost, times and published accuracy.
 
     python -m experiments.model_table
     python -m experiments.model_table --measure=nfnet_f0,resnet50,efficientnet_b0
 
 Prints the table and writes it to ``docs/model_table.md`` and ``.csv``, with pictures of accuracy
-against training step, parameters and multiply-adds in ``docs/images``. Counts need no run.
+against training step, parameters and multiply-adds in ``docs/images``. Counting runs no network.
 
-``--measure`` times one training step at the training resolution and inference at the test
-resolution, on one device, each in a process of its own. The times are kept as they come, in
-``docs/model_table.json``: the same command again goes on where it stopped, and measures nothing
-twice. Without that file all is measured anew. A model that fails is left out, and said to be; the
-exit code is then 1.
+``--measure`` times a training step at the training resolution and inference at the test resolution,
+on one device, each in a process of its own. Times are stored in ``docs/model_table.json`` as they
+come: the same command resumes where it was interrupted and repeats no measurement, unless that file
+is deleted. A model that fails is omitted with a message, and the exit code is then 1.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.models import counting
 from nfnets_jax.models.registry import PRECISIONS, Model
 
-# Networks for smaller images have no place beside the others.
+# Networks for smaller images are not for ImageNet.
 _MIN_SIZE = 128
 _MEASURED = ("date", "processor", "device", "python", "jax", "haiku", "batch", "precision")
 _CONDITIONS = (*_MEASURED, "remark")
@@ -54,23 +53,23 @@ _HEADER = (
 )
 _NOTES = """\
 Multiply-adds ("FLOPs") and activations, the outputs of convolutions and matrix products, are for
-one image at the test resolution, counted by `nfnets_jax.models.counting`. Those of NFNets,
-ResNet-50 and EfficientNets are within 3% of the published ones, but for EfficientNet-B4 and B5, of
-which 4.2 and 9.9 billion are published. Of B4, torchvision's documentation has 4.39, too.
+one image at the test resolution, counted by `nfnets_jax.models.counting`. For NFNets, ResNet-50 and
+EfficientNets they are within 3% of the published multiply-adds, except for EfficientNet-B4 and B5,
+published with 4.2 and 9.9 billion; torchvision's documentation has 4.39 billion for B4 too.
 """
 _FAMILIES = {"nfnet_f": "NFNet", "efficientnet_b": "EfficientNet"}
-# By what accuracy is drawn, and the label of it.
+# Horizontal axes of the pictures of accuracy, and their labels.
 _PICTURES = (
-    ("training_step", "training step on a TPUv3, 32 images a device, as published (ms)"),
+    ("training_step", "training step on a TPUv3, 32 images per device, as published (ms)"),
     ("parameters", "parameters (million)"),
-    ("multiply_adds", "multiply-adds of an image at the test resolution (billion)"),
+    ("multiply_adds", "multiply-adds per image at the test resolution (billion)"),
 )
 
 Times = Mapping[str, Any]
 
 
 class Row(NamedTuple):
-    """What is known of a model; ``times`` is empty where nothing was measured."""
+    """A model with its counts, its measured times (empty if none) and its published results."""
 
     model: Model
     summary: counting.Summary
@@ -79,37 +78,37 @@ class Row(NamedTuple):
 
 
 class MeasurementError(Exception):
-    """A model could not be timed."""
+    """The command that times a model failed."""
 
 
 def main() -> None:
-    """Makes the table."""
+    """Writes the table that the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default="*", help="which, as a pattern, such as 'nfnet_f?'")
-    parser.add_argument("--measure", default="", help="models to time, with commas between; or all")
-    parser.add_argument("--batch", type=int, default=8, help="images a step")
-    parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after two")
+    parser.add_argument("--models", default="*", help="a pattern of names, such as 'nfnet_f?'")
+    parser.add_argument("--measure", default="", help="models to time: comma-separated, or all")
+    parser.add_argument("--batch", type=int, default=8, help="images per step")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, after two untimed ones")
     parser.add_argument("--precision", default="float32", choices=PRECISIONS)
-    parser.add_argument("--remark", default="", help="on the times, such as what else ran")
+    parser.add_argument("--remark", default="", help="on the times, such as the machine's load")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the tables")
     arguments = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")  # The device is left to the processes that time.
+    jax.config.update("jax_platforms", "cpu")  # An accelerator is for the timing processes.
     try:
-        failed = _make(arguments)
+        failed = _write(arguments)
     except InputError as error:
         sys.exit(str(error))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def _make(arguments: argparse.Namespace) -> list[str]:
-    """The names of models that could not be timed."""
+def _write(arguments: argparse.Namespace) -> list[str]:
+    """Writes all files and returns the names of models that could not be timed."""
     listed = [nfnets_jax.create_model(name) for name in nfnets_jax.list_models(arguments.models)]
     models = {model.name: model for model in listed if model.config.test_size >= _MIN_SIZE}
     if not models:
-        raise InputError(f"no model for ImageNet is called like {arguments.models!r}")
+        raise InputError(f"--models: no name of a model for ImageNet matches {arguments.models!r}")
     wanted = list(models)
     if arguments.measure != "all":
         wanted = [name for name in arguments.measure.split(",") if name]
@@ -143,14 +142,18 @@ def _make(arguments: argparse.Namespace) -> list[str]:
 def _measured(
     models: Sequence[Model], arguments: argparse.Namespace
 ) -> tuple[dict[str, Times], list[str]]:
-    """Times by model, those of earlier commands too, and the names of models that failed."""
+    """Times the models that have no times yet.
+
+    Returns:
+      Times by model, also from earlier commands, and the names of models that failed.
+    """
     file: Path = arguments.out / "model_table.json"
     times: dict[str, Times] = {}
     if file.is_file():
         try:
             times = json.loads(file.read_text())
         except ValueError:
-            raise InputError(f"{file} is no JSON; without it all is measured anew") from None
+            raise InputError(f"{file} is not JSON; delete it to measure again") from None
     conditions = {"batch": arguments.batch, "precision": arguments.precision}
     missing = [
         model for model in models if not conditions.items() <= times.get(model.name, {}).items()
@@ -163,7 +166,7 @@ def _measured(
             inference = _time(model, model.config.test_size, arguments, "--forward")
         except MeasurementError as error:
             failed.append(model.name)
-            print(f"{model.name} is left out: {error}", file=sys.stderr, flush=True)
+            print(f"{model.name} is omitted: {error}", file=sys.stderr, flush=True)
             continue
         times[model.name] = {
             "training_seconds": training["seconds"],
@@ -184,7 +187,11 @@ def _measured(
 
 
 def _time(model: Model, size: int, arguments: argparse.Namespace, *flags: str) -> Times:
-    """What ``benchmarks.train_step`` prints."""
+    """Returns the figures that ``benchmarks.train_step`` prints.
+
+    Raises:
+      MeasurementError: the command failed or printed no figures.
+    """
     settings = {
         "model": model.name,
         "size": size,
@@ -221,7 +228,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """Returns the table, its conditions and its sources in Markdown."""
     lines = ["# All models", "", "| " + " | ".join(_HEADER) + " |"]
     lines.append("| --- |" + " ---: |" * (len(_HEADER) - 1))
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
@@ -234,20 +241,20 @@ def _table(rows: Sequence[Row]) -> str:
                 conditions += f"; {row.times['remark']}"
             measured.setdefault(conditions, []).append(row.model.name)
     for conditions, names in measured.items():
-        timed = f"Seconds a batch of {', '.join(names)}"
+        timed = f"Measured seconds per batch of {', '.join(names)}"
         lines += [f"{timed}: medians of `benchmarks.train_step`; {conditions}.", ""]
     for source in dict.fromkeys(row.published.source for row in rows if row.published.source):
         names = [row.model.name for row in rows if row.published.source == source]
         lines += [f"Accuracies of {', '.join(names)}: {source}.", ""]
     if any(row.published.tpu_ms for row in rows):
-        lines += ["Published training steps, at 32 images a device: " + TIMES_SOURCE + ".", ""]
+        lines += [f"Published training steps, of 32 images per device: {TIMES_SOURCE}.", ""]
     for name, _ in _PICTURES:
         lines += [f"![Accuracy by {name.replace('_', ' ')}](images/accuracy_by_{name}.png)", ""]
     return "\n".join(lines)
 
 
 def _write_csv(rows: Sequence[Row], file: Path) -> None:
-    """Plain numbers, empty where there are none."""
+    """Writes unrounded numbers; cells without one are empty."""
     with atomic_write_for_user(file) as partial, partial.open("w", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(
@@ -271,9 +278,9 @@ def _write_csv(rows: Sequence[Row], file: Path) -> None:
 
 
 def _picture(rows: Sequence[Row], name: str, label: str) -> Figure:
-    """Published top-1 against a figure, a line a family."""
+    """Draws published top-1 against the figure ``name``, with a line for each family."""
 
-    def place(row: Row) -> float | None:
+    def abscissa(row: Row) -> float | None:
         return {
             "training_step": row.published.tpu_ms,
             "parameters": row.summary.parameters / 1e6,
@@ -287,13 +294,13 @@ def _picture(rows: Sequence[Row], name: str, label: str) -> Figure:
         points = [
             (x, y, row.model.name.removeprefix(prefix))
             for row in relatives
-            if (x := place(row)) and (y := row.published.top1)
+            if (x := abscissa(row)) and (y := row.published.top1)
         ]
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=family)
         for x, y, number in points:
             text = f"{prefix[-1].upper()}{number}"
             axes.annotate(text, (x, y), (4, -10), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel=label, ylabel="ImageNet top-1, as published (%)")
+    axes.set(xscale="log", xlabel=label, ylabel="published ImageNet top-1 (%)")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -1,4 +1,4 @@
-"""What the papers report of their networks on ImageNet, as far as it was at hand."""
+"""Published results of networks on ImageNet."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,13 +10,14 @@ _EFFICIENTNETS = "Tan and Le 2019, arXiv:1905.11946, as in MosaicML Composer's m
 
 
 class Published(NamedTuple):
-    """Of one network.
+    """Results of one network; None where no published figure was found.
 
     Attributes:
-      top1, top5: accuracy on ImageNet's validation images, percent; None where it is not at hand.
-      tpu_ms, gpu_ms: of one training step at a batch of 32 a device, on a TPUv3 and on a V100.
-      source: of the accuracies; that of the times is ``TIMES_SOURCE``.
-      note: in what the network was trained otherwise than its relatives.
+      top1, top5: accuracy on ImageNet's validation images, percent.
+      tpu_ms, gpu_ms: milliseconds of a training step with 32 images per device, on a TPUv3 core and
+        on a V100, from ``TIMES_SOURCE``.
+      source: of the accuracies.
+      note: how its training differs from that of its family.
     """
 
     top1: float | None = None

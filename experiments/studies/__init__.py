@@ -1,1 +1,4 @@
-"""Studies: one file a claim, with a table, a plot and a verdict."""
+"""Studies: one file for each claim, which measures and writes tables, pictures and conditions.
+
+What the figures mean is written by hand in ``docs/studies/NAME/report.md``.
+"""

@@ -1,18 +1,22 @@
-"""What batch normalization costs a training step, and what it does to the examples of a batch.
+"""Measures the cost of batch normalization and the coupling of images that it causes.
+
+NFNets (Brock et al. 2021b, arXiv:2102.06171, section 1) claim that batch normalization is expensive
+in time and memory and breaks the independence of a batch's examples.
 
     python -m experiments.studies.batchnorm_cost --budget=cpu
 
-compares networks with the same ones whose normalization is left out, but for its scale and offset,
-and where there is one, with the normalizer-free network of the same blocks: seconds of a training
-step, all in turn in one process, and bytes by the compiler's plan. It then changes all images of a
-batch but one, and tells how much the logits of that one changed.
+Design: each batch-normalized network is compared with itself reduced to the scale and offset of its
+normalization and, where there is one, with the normalizer-free network of the same blocks. Training
+steps of all forms alternate in one process; memory is as the compiler plans it. To measure the
+coupling, all images of a batch but the first are replaced, and the change of the first one's logits
+is set over their standard deviation: 0 if images are independent.
 """
 
 import contextlib
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -23,9 +27,7 @@ from matplotlib.figure import Figure
 
 import nfnets_jax
 from experiments import recipes
-from experiments.studies import grid
-from nfnets_jax.atomic import atomic_write
-from nfnets_jax.errors import InputError
+from experiments.studies import command, grid, results
 from nfnets_jax.models.batch_norm import BatchNorm
 from nfnets_jax.training.memory import compile_update, planned_bytes
 from nfnets_jax.training.plan import make_plan
@@ -33,7 +35,15 @@ from nfnets_jax.training.step import transfer
 
 
 class Budget(NamedTuple):
-    """How large the study is: ``networks`` with their normalizer-free relatives, if any."""
+    """The size of the study.
+
+    Attributes:
+      networks: batch-normalized networks and their normalizer-free relatives, "" for none.
+      batch: images per step.
+      size: side of the images in pixels.
+      steps: timed steps of each form.
+      precision: of the computation.
+    """
 
     networks: Mapping[str, str]
     batch: int
@@ -48,71 +58,60 @@ BUDGETS = {
     "cpu": Budget(_NETWORKS, 16, 160, 15, "float32"),
     "gpu": Budget(_NETWORKS, 256, 224, 50, "bfloat16"),
 }
-# The forms of a network that are compared, as the rows of the results call them.
-_FORMS = ("normalized", "left out", "normalizer-free")
+NORMALIZED, REDUCED, FREE = "normalized", "scale and offset alone", "normalizer-free"
+_FORMS = (NORMALIZED, REDUCED, FREE)
 
 
-def main() -> None:
-    """Runs the study."""
-    arguments = grid.parse(__doc__.splitlines()[0], "batchnorm_cost")
-    budget = BUDGETS[arguments.budget]
-    common = {
-        "budget": arguments.budget,
-        "batch": budget.batch,
-        "size": budget.size,
-        "steps": budget.steps,
-        "precision": budget.precision,
-    }
-    try:
-        rows = grid.run_grid(
-            arguments.workdir,
-            common,
-            [{"network": network} for network in budget.networks],
-            lambda settings: measure(settings["network"], budget),
-        )
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    with atomic_write(arguments.workdir / "batchnorm_cost.png") as partial:
-        _draw(rows).savefig(partial, dpi=110, format="png")
-    title = "What batch normalization costs"
-    grid.write_report(arguments.workdir, title, rows, _verdict(rows), common)
+def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
+    """Measures all networks; needs no data."""
+    del data_dir
+    design = BUDGETS[budget]
+    conditions = {"budget": budget, **design._asdict()}
+    del conditions["networks"]
+    rows = grid.run_grid(
+        workdir,
+        conditions,
+        [{"network": network} for network in design.networks],
+        lambda settings: measure(settings["network"], design),
+    )
+    tables = [_form_table(rows), _share_table(rows)]
+    return results.Results(conditions, rows, tables, {"batchnorm_cost": _draw(rows)})
 
 
-def measure(network: str, budget: Budget) -> dict[str, float]:
-    """The figures of one network.
+def measure(network: str, design: Budget) -> dict[str, float]:
+    """Measures a network in all its forms.
 
-    Returns, of each form in ``normalized``, ``left out`` and, where there is one,
-    ``normalizer-free``: ``FORM seconds`` of a step, ``FORM bytes`` by the compiler's plan, and
-    ``FORM change``, by how much the logits of an image changed with the others of its batch, over
-    their standard deviation. And ``share``, the median over the steps of what the normalization
-    took of each, with its quartiles ``share_low`` and ``share_high``.
+    Returns:
+      For each form, ``FORM seconds``, the median time of a step; ``FORM bytes``, planned by the
+      compiler; ``FORM coupling``, from ``coupling``. Also ``share``, the share of normalization in
+      a step's time, as the median over the steps, and its quartiles ``share_low`` and
+      ``share_high``.
     """
     figures: dict[str, float] = {}
     steps: dict[str, Callable[[], float]] = {}
     for form in _FORMS:
-        name = budget.networks[network] if form == "normalizer-free" else network
+        name = design.networks[network] if form == FREE else network
         if name:
-            with _left_out() if form == "left out" else contextlib.nullcontext():
-                steps[form], figures[f"{form} bytes"] = _step(name, budget)
-                figures[f"{form} change"] = _change(name, budget)
-    taken: dict[str, list[float]] = {form: [] for form in steps}
-    for turn in range(budget.steps + 1):
+            with _without_statistics() if form == REDUCED else contextlib.nullcontext():
+                steps[form], figures[f"{form} bytes"] = _training_step(name, design)
+                figures[f"{form} coupling"] = coupling(name, design.size)
+    for step in steps.values():
+        step()  # The first step is slower.
+    seconds: dict[str, list[float]] = {form: [] for form in steps}
+    for _ in range(design.steps):
         for form, step in steps.items():
-            seconds = step()
-            if turn:  # The first of each takes longer.
-                taken[form].append(seconds)
-    for form, each in taken.items():
-        figures[f"{form} seconds"] = statistics.median(each)
-    shares = 1 - np.divide(taken["left out"], taken["normalized"])
+            seconds[form].append(step())
+    figures |= {f"{form} seconds": statistics.median(each) for form, each in seconds.items()}
+    shares = 1 - np.divide(seconds[REDUCED], seconds[NORMALIZED])
     low, share, high = np.quantile(shares, [0.25, 0.5, 0.75])
     return {**figures, "share": float(share), "share_low": float(low), "share_high": float(high)}
 
 
 @contextlib.contextmanager
-def _left_out() -> Any:
-    """What is traced inside has the scale and the offset of batch normalization, and no more."""
+def _without_statistics() -> Iterator[None]:
+    """Reduces batch normalization, in networks traced inside, to its scale and offset."""
 
-    def scale_alone(
+    def scale_and_offset(
         call: Callable[..., Any], args: Any, kwargs: Any, context: hk.MethodContext
     ) -> Any:
         if not isinstance(context.module, BatchNorm) or context.method_name != "__call__":
@@ -122,19 +121,19 @@ def _left_out() -> Any:
         offset = hk.get_parameter("offset", channels, init=jnp.zeros)
         return x * scale.astype(x.dtype) + offset.astype(x.dtype)
 
-    with hk.intercept_methods(scale_alone):
+    with hk.intercept_methods(scale_and_offset):
         yield
 
 
-def _step(name: str, budget: Budget) -> tuple[Callable[[], float], float]:
-    """A function that takes a training step and gives its seconds; and the bytes of its plan."""
-    config = recipes.small_images(name, "synthetic", budget.size)
-    config.update({"batch_size": budget.batch, "num_devices": 1, "look_every": 0})
-    config.update({"micro_batch_size": budget.batch, "precision": budget.precision})
+def _training_step(name: str, design: Budget) -> tuple[Callable[[], float], float]:
+    """Returns a function that runs a training step and returns its seconds, and planned bytes."""
+    config = recipes.small_images(name, "synthetic", design.size)
+    config.update({"batch_size": design.batch, "num_devices": 1, "look_every": 0})
+    config.update({"micro_batch_size": design.batch, "precision": design.precision})
     plan = make_plan(config)
-    # Shapes are what counts; without normalization the values would soon be none.
-    images = np.zeros((budget.batch, budget.size, budget.size, 3), np.uint8)
-    batch = transfer({"image": images, "label": np.zeros(budget.batch, np.int32)}, plan.devices)
+    # Black images: without normalization others might overflow, and time depends on shapes alone.
+    images = np.zeros((design.batch, design.size, design.size, 3), np.uint8)
+    batch = transfer({"image": images, "label": np.zeros(design.batch, np.int32)}, plan.devices)
     state = plan.to_devices(plan.create_state())
     update: Any = compile_update(plan, state, batch, print)
 
@@ -148,10 +147,16 @@ def _step(name: str, budget: Budget) -> tuple[Callable[[], float], float]:
     return step, planned_bytes(update)
 
 
-def _change(name: str, budget: Budget) -> float:
-    """Of an image's logits in training, when its batch-mates are others; over their deviation."""
-    model = nfnets_jax.create_model(name, **_undisturbed(name))
-    images = jax.random.normal(jax.random.key(0), (8, budget.size, budget.size, 3))
+def coupling(name: str, size: int) -> float:
+    """Returns how much an image's training logits change with the other images of its batch.
+
+    The largest change is set over the standard deviation of the logits.
+    """
+    settings = nfnets_jax.create_model(name).config
+    rates = ("dropout_rate", "stochastic_depth_rate")
+    deterministic: dict[str, Any] = {rate: 0.0 for rate in rates if hasattr(settings, rate)}
+    model = nfnets_jax.create_model(name, **deterministic)
+    images = jax.random.normal(jax.random.key(0), (8, size, size, 3))
     others = images.at[1:].set(2 * jnp.flip(images[1:], axis=1))
 
     @jax.jit
@@ -163,56 +168,49 @@ def _change(name: str, budget: Budget) -> float:
     return float(jnp.max(jnp.abs(after - before)) / jnp.std(before))
 
 
-def _undisturbed(name: str) -> dict[str, Any]:
-    """Settings of a model that leave nothing to chance."""
-    config = nfnets_jax.create_model(name).config
-    rates = ("dropout_rate", "stochastic_depth_rate")
-    return {rate: 0.0 for rate in rates if hasattr(config, rate)}
-
-
-def _verdict(rows: list[grid.Row]) -> str:
-    header = ("network", "form", "step (s)", "bytes (GB)", "change by batch-mates")
-    table = [
-        (
-            row["network"],
-            form,
-            row[f"{form} seconds"],
-            row[f"{form} bytes"] / 1e9,
-            row[f"{form} change"],
-        )
-        for row in rows
-        for form in _FORMS
-        if f"{form} change" in row
-    ]
-    shares = "; ".join(
-        f"{row['network']} {row['share']:.0%} ({row['share_low']:.0%} to {row['share_high']:.0%})"
-        for row in rows
-    )
-    return "\n\n".join(
+def _form_table(rows: Sequence[grid.Row]) -> str:
+    return results.table(
+        "A training step: median seconds, and gigabytes planned by the compiler. Coupling: the "
+        "largest change of an image's logits with the other images, over the standard deviation.",
+        ("network", "form", "seconds", "gigabytes", "coupling"),
         [
-            f"Batch normalization's share of a training step (median and quartiles): {shares}. The "
-            "claim is 24% of ResNet-50's on one GPU.",
-            "The change is the largest of an image's logits when all others of its batch change, "
-            "over the logits' standard deviation; 0 is what independent examples give. A form that "
-            "is left out keeps the normalization's scale and offset.",
-            grid.markdown_table(header, table),
-            "![Seconds of a training step](batchnorm_cost.png)",
-        ]
+            (
+                row["network"],
+                form,
+                row[f"{form} seconds"],
+                row[f"{form} bytes"] / 1e9,
+                row[f"{form} coupling"],
+            )
+            for row in rows
+            for form in _FORMS
+            if f"{form} seconds" in row
+        ],
     )
 
 
-def _draw(rows: list[grid.Row]) -> Figure:
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+def _share_table(rows: Sequence[grid.Row]) -> str:
+    return results.table(
+        "Share of normalization in the time of a step: median and quartiles over the steps.",
+        ("network", "median", "lower quartile", "upper quartile"),
+        [
+            (row["network"], *(f"{row[name]:.0%}" for name in ("share", "share_low", "share_high")))
+            for row in rows
+        ],
+    )
+
+
+def _draw(rows: Sequence[grid.Row]) -> Figure:
+    figure = Figure(figsize=(6, 3.5), dpi=110, layout="constrained")
     axes = figure.subplots()
     for index, form in enumerate(_FORMS):
-        places = [place for place, row in enumerate(rows) if f"{form} seconds" in row]
-        heights = [rows[place][f"{form} seconds"] for place in places]
-        axes.bar(np.array(places) + 0.27 * (index - 1), heights, 0.25, label=form)
+        measured = [(i, row) for i, row in enumerate(rows) if f"{form} seconds" in row]
+        places = [i + 0.27 * (index - 1) for i, _ in measured]
+        axes.bar(places, [row[f"{form} seconds"] for _, row in measured], 0.25, label=form)
     axes.set_xticks(range(len(rows)), [row["network"] for row in rows])
-    axes.set(ylabel="seconds of a training step")
+    axes.set(ylabel="seconds per training step")
     axes.legend()
     return figure
 
 
 if __name__ == "__main__":
-    main()
+    command.run("batchnorm_cost", __doc__, study)

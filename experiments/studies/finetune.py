@@ -1,11 +1,15 @@
-"""Fine-tuning a small NFNet to classes it has not seen, against training from scratch.
+"""Tests the claim that a pretrained NFNet learns new classes better than one from scratch.
+
+NFNets (Brock et al. 2021b, arXiv:2102.06171, section 5.2) claim that they are good networks to
+start from: pretrained on many images, they gain more from it than batch-normalized ones.
 
     python -m experiments.studies.finetune --budget=cpu --data_dir=TFDS_DIR
 
-A network learns half of CIFAR-10's classes (of the embedded digits, without ``--data_dir``). Of the
-other half it then gets a few images, and learns them in ways that differ in what they start from
-and which layers learn; all take the same number of steps. The images are written as folders of
-PNG files, so that this is what ``--config=finetune`` does to anyone's images.
+Design: a small NFNet learns half of the classes of CIFAR-10. From a few images of each class it
+then learns the other half, in ways that differ in the starting point and in which layers learn, all
+for the same number of steps. The images are written as folders of PNG files and read with
+``data.name=folder``, as ``--config=finetune`` reads a user's. Batch-normalized networks are not
+compared. Without ``--data_dir`` the classes are those of the embedded digits.
 """
 
 import functools
@@ -21,21 +25,22 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import recipes
-from experiments.studies import grid
+from experiments.studies import command, grid, results
 from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.sources import Source, fetch, open_split
 from nfnets_jax.training import loop
 
 
 class Budget(NamedTuple):
-    """How much is done.
+    """The size of the study.
 
     Attributes:
-      model: what replaces the settings of ``nfnet_micro``.
-      steps, tuning_steps: of learning the first classes, and the others.
-      examples: of each of the other classes.
-      tests: of each class, images to test on.
-      seeds: how often all is done, with other images to learn from.
+      model: overrides of ``nfnet_micro``.
+      steps: of pretraining on the first half of the classes.
+      tuning_steps: of each run on the other half.
+      examples: training images of each class of the other half.
+      tests: test images of each class.
+      seeds: runs of each way, each with other training images.
     """
 
     model: Mapping[str, Any]
@@ -46,8 +51,6 @@ class Budget(NamedTuple):
     seeds: int
 
 
-# Half the resolution to begin with.
-_FAST = {"stem": ((32, 2),)}
 BUDGETS = {
     "smoke": Budget(
         {"width": (32,), "depth": (1,), "strides": (1,), "stem": ((16, 2),), "group_size": 16},
@@ -57,13 +60,17 @@ BUDGETS = {
         tests=20,
         seeds=1,
     ),
-    "cpu": Budget(_FAST, steps=1200, tuning_steps=150, examples=50, tests=300, seeds=2),
+    "cpu": Budget(
+        {"stem": ((32, 2),)}, steps=1200, tuning_steps=150, examples=50, tests=300, seeds=2
+    ),
     "gpu": Budget({}, steps=8000, tuning_steps=600, examples=50, tests=1000, seeds=5),
 }
 _BATCH = 64
-# What has learned needs a lower rate; a new classifier on it, alone, has nothing to forget.
+_PRETRAINING_RATE = 0.4
+_SCRATCH = "from scratch"
+# Pretrained layers need a lower rate than new ones.
 WAYS: Mapping[str, Mapping[str, float]] = {
-    "from scratch": {"base_learning_rate": 0.4},
+    _SCRATCH: {"base_learning_rate": 0.4},
     "all layers": {"base_learning_rate": 0.1},
     "layer-wise": {"base_learning_rate": 0.2, "layer_decay": 0.7},
     "classifier alone": {"base_learning_rate": 0.4, "layer_decay": 0.0},
@@ -71,55 +78,82 @@ WAYS: Mapping[str, Mapping[str, float]] = {
 }
 
 
-def main() -> None:
-    """Runs the study."""
-    grid.command(__doc__.splitlines()[0], "finetune", study)
-
-
-def study(workdir: Path, budget: str, data_dir: Path | None) -> None:
-    """Learns the first classes once, and the others in each way; writes the report."""
-    settings = BUDGETS[budget]
+def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
+    """Pretrains once, then learns the other classes in each way with each seed."""
+    design = BUDGETS[budget]
     data = "tfds:cifar10" if data_dir else "digits"
-    common = {"budget": budget, "data": data, "batch": _BATCH, **settings._asdict()}
-    common["model"] = json.dumps(common["model"])
-    members = [{"way": way, "seed": seed} for seed in range(settings.seeds) for way in WAYS]
+    conditions = {"budget": budget, "data": data, "batch": _BATCH, **design._asdict()}
+    conditions["model"] = json.dumps(conditions["model"])
 
     @functools.cache
-    def images() -> None:
-        write_images(workdir / "images", data, data_dir, settings)
+    def images() -> Path:
+        write_images(workdir / "images", data, data_dir, design)
+        return workdir / "images"
 
     @functools.cache
     def pretrained() -> Path:
-        images()
-        config = _config(settings, workdir / "images", "first", settings.steps, seed=0)
-        config.optimizer.base_learning_rate = 0.4
+        config = _config(design, images(), "first", design.steps, seed=0)
+        config.optimizer.base_learning_rate = _PRETRAINING_RATE
         loop.train(config, workdir / "pretrained")
         return workdir / "pretrained"
 
-    def run(member: Mapping[str, Any]) -> dict[str, float]:
-        way, seed = member["way"], member["seed"]
-        start = "" if way == "from scratch" else str(pretrained())
-        images()
-        train = f"few-{seed}"
-        config = _config(settings, workdir / "images", train, settings.tuning_steps, seed)
+    def run(settings: grid.Settings) -> dict[str, float]:
+        way, seed = settings["way"], settings["seed"]
+        config = _config(design, images(), f"few-{seed}", design.tuning_steps, seed)
+        start = "" if way == _SCRATCH else str(pretrained())
         config.init.update({"weights": start, "new_classifier": True})
         config.optimizer.update(WAYS[way])
-        config.eval_every = max(1, settings.tuning_steps // 3)
-        summary = loop.train(config, _folder(workdir, member))
+        config.eval_every = max(1, design.tuning_steps // 3)
+        summary = loop.train(config, _folder(workdir, settings))
         return {"top1": summary["test"]["top1"], "loss": summary["test"]["loss"]}
 
-    rows = grid.run_grid(workdir, common, members, run)
-    first = json.loads((workdir / "pretrained" / "summary.json").read_text())["test"]["top1"]
-    _draw(workdir, members)
-    grid.write_report(workdir, "Fine-tuning", rows, _report(rows, settings, data, first), common)
+    members = [{"way": way, "seed": seed} for seed in range(design.seeds) for way in WAYS]
+    rows = grid.run_grid(workdir, conditions, members, run)
+    summary = json.loads((workdir / "pretrained" / "summary.json").read_text("utf-8"))
+    conditions["pretrained_top1"] = summary["test"]["top1"]
+    curves = {way: _mean_curve(workdir, way, design.seeds) for way in WAYS}
+    return results.Results(conditions, rows, [_table(rows)], {"curves": _draw(curves)})
 
 
-def _folder(workdir: Path, member: Mapping[str, Any]) -> Path:
-    return workdir / "tuned" / f"{member['way'].replace(' ', '_')}-{member['seed']}"
+def write_images(folder: Path, data: str, data_dir: Path | None, design: Budget) -> None:
+    """Writes PNG files of the first half of the classes and of the other half.
+
+    Each of these folders has a folder per class: ``first`` holds all training images of the first
+    half, ``few-SEED`` the few of the other half, ``test-first`` and ``test-few`` test images.
+    """
+    done = folder / "done"
+    if done.exists():
+        return
+    directory = str(data_dir or "")
+    train, names = open_split(data, directory, "train")
+    test, _ = open_split(data, directory, "test")
+    half = len(names) // 2
+    for label, name in enumerate(names):
+        part = "first" if label < half else "few"
+        _write(folder / f"test-{part}" / name, test, _indices(test, label)[: design.tests])
+        examples = _indices(train, label)
+        if part == "first":
+            _write(folder / "first" / name, train, examples)
+            continue
+        for seed in range(design.seeds):
+            shuffled = np.random.default_rng((seed, label)).permutation(examples)
+            _write(folder / f"few-{seed}" / name, train, shuffled[: design.examples])
+    done.touch()
 
 
-def _config(settings: Budget, images: Path, train: str, steps: int, seed: int) -> ConfigDict:
-    """Training on the images of a folder, to be tested on those of the same classes."""
+def _indices(source: Any, label: int) -> np.ndarray:
+    return np.flatnonzero(source.labels == label)
+
+
+def _write(folder: Path, source: Source, indices: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, record in zip(indices, fetch(source, indices), strict=True):
+        pixels = np.asarray(record["image"])[..., ::-1]  # OpenCV writes BGR.
+        cv2.imwrite(str(folder / f"{index}.png"), pixels)
+
+
+def _config(design: Budget, images: Path, train: str, steps: int, seed: int) -> ConfigDict:
+    """Returns training on the folder ``train``, tested on other images of the same classes."""
     size = Picture(next(images.glob("first/*/*.png")), "an image").pixels().shape[0]
     config = recipes.small_images("nfnet_micro", "folder", size)
     config.data.dir = str(images / train)
@@ -134,101 +168,54 @@ def _config(settings: Budget, images: Path, train: str, steps: int, seed: int) -
     config.look_every = 0
     config.log_every = max(1, steps // 5)
     with config.unlocked():
-        config.model.update(settings.model)
+        config.model.update(design.model)
     return config
 
 
-def write_images(folder: Path, data: str, data_dir: Path | None, settings: Budget) -> None:
-    """Folders of PNG files, one a class, of the first half of the classes and of the other.
-
-    ``first`` has all images for training, ``few-SEED`` a few of the other classes, ``test-first``
-    and ``test-few`` those to test on.
-    """
-    done = folder / "done"
-    if done.exists():
-        return
-    directory = str(data_dir or "")
-    train, names = open_split(data, directory, "train")
-    test, _ = open_split(data, directory, "test")
-    half = len(names) // 2
-    for label, name in enumerate(names):
-        part = "first" if label < half else "few"
-        _write(folder / f"test-{part}" / name, test, _of(test, label)[: settings.tests])
-        places = _of(train, label)
-        if label < half:
-            _write(folder / "first" / name, train, places)
-            continue
-        for seed in range(settings.seeds):
-            some = np.random.default_rng((seed, label)).permutation(places)[: settings.examples]
-            _write(folder / f"few-{seed}" / name, train, some)
-    done.touch()
+def _folder(workdir: Path, settings: grid.Settings) -> Path:
+    return workdir / "tuned" / f"{settings['way'].replace(' ', '_')}-{settings['seed']}"
 
 
-def _of(source: Any, label: int) -> np.ndarray:
-    return np.flatnonzero(source.labels == label)
+def _mean_curve(workdir: Path, way: str, seeds: int) -> dict[int, float]:
+    """Returns test top-1 by step, the mean over the seeds."""
+    top1: dict[int, list[float]] = {}
+    for seed in range(seeds):
+        metrics = _folder(workdir, {"way": way, "seed": seed}) / "metrics.jsonl"
+        for row in map(json.loads, metrics.read_text("utf-8").splitlines()):
+            if row["split"] == "test":
+                top1.setdefault(row["step"], []).append(row["top1"])
+    return {step: statistics.mean(values) for step, values in top1.items()}
 
 
-def _write(folder: Path, source: Source, places: Sequence[int] | np.ndarray) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for place, record in zip(places, fetch(source, places), strict=True):
-        pixels = np.asarray(record["image"])[..., ::-1]  # OpenCV writes BGR.
-        cv2.imwrite(str(folder / f"{place}.png"), pixels)
-
-
-def _report(rows: Sequence[grid.Row], settings: Budget, data: str, first: float) -> str:
-    means = {way: [row["top1"] for row in rows if row["way"] == way] for way in WAYS}
-    table = grid.markdown_table(
-        ("way", "learning rate", "layer decay", "test top-1", "lowest", "highest"),
+def _table(rows: Sequence[grid.Row]) -> str:
+    top1 = {way: [row["top1"] for row in rows if row["way"] == way] for way in WAYS}
+    return results.table(
+        "Test top-1 on the other half of the classes: mean, lowest and highest over the seeds.",
+        ("way", "learning rate", "layer decay", "mean", "lowest", "highest"),
         [
             (
                 way,
                 WAYS[way]["base_learning_rate"],
                 WAYS[way].get("layer_decay", 1.0),
-                f"{statistics.mean(found):.1%}",
-                f"{min(found):.1%}",
-                f"{max(found):.1%}",
+                f"{statistics.mean(values):.1%}",
+                f"{min(values):.1%}",
+                f"{max(values):.1%}",
             )
-            for way, found in means.items()
+            for way, values in top1.items()
         ],
     )
-    top1 = {way: 100 * statistics.mean(found) for way, found in means.items()}
-    gains = sorted(top1[way] - top1["from scratch"] for way in WAYS if way != "from scratch")
-    verdict = (
-        "What starts from the network that has learned ends between "
-        f"{gains[0]:+.1f} and {gains[-1]:+.1f} points of training from scratch; "
-        f"{settings.seeds} runs of each are too few to tell the ways apart by less than their own "
-        "spread."
-    )
-    return f"""
-{verdict}
-
-A network that has learned half of the classes of {data} ({settings.steps} steps, test top-1
-{first:.1%}) learns the other half from {settings.examples} images of each, in
-{settings.tuning_steps} steps of {_BATCH}; so many seeds, each with other images: {settings.seeds}.
-
-{table}
-
-![Top-1 on the test images by step](curves.png)
-"""
 
 
-def _draw(workdir: Path, members: Sequence[Mapping[str, Any]]) -> None:
-    """Top-1 on the test images by step, the mean over seeds of each way."""
+def _draw(curves: Mapping[str, Mapping[int, float]]) -> Figure:
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for way in WAYS:
-        curves = []
-        for member in members:
-            if member["way"] == way:
-                lines = (_folder(workdir, member) / "metrics.jsonl").read_text().splitlines()
-                rows = [row for row in map(json.loads, lines) if row["split"] == "test"]
-                curves.append([row["top1"] for row in rows])
-        axes.plot([row["step"] for row in rows], np.mean(curves, axis=0), marker="o", label=way)
-    axes.set(xlabel="step", ylabel="test top-1", ylim=(0, 1))
+    for way, curve in curves.items():
+        axes.plot(list(curve), list(curve.values()), marker="o", label=way)
+    axes.set(xlabel="step", ylabel="test top-1, mean of seeds", ylim=(0, 1))
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(workdir / "curves.png")
+    return figure
 
 
 if __name__ == "__main__":
-    main()
+    command.run("finetune", __doc__, study)

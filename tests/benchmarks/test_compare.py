@@ -16,11 +16,11 @@ print(json.dumps({"seconds": len(json.load(open(sys.argv[1]))["rows"])}))
 
 
 def prints(**figures: float | str) -> list[str]:
-    """A command whose last line is these figures."""
+    """Returns a command that prints these figures in its last line."""
     return [sys.executable, "-c", "import sys; print(sys.argv[1])", json.dumps(figures)]
 
 
-def test_each_row_is_saved_before_the_next_and_one_that_fails_is_left_out(
+def test_each_row_is_saved_before_the_next_and_a_failing_one_is_omitted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "speed_a_chip.json"
@@ -34,9 +34,9 @@ def test_each_row_is_saved_before_the_next_and_one_that_fails_is_left_out(
     with pytest.raises(SystemExit, match="^failed: second$"):
         compare.measure(comparisons, {"batch": 8, "torch": "2.0"}, tmp_path / "speed")
 
-    said = capsys.readouterr().out
-    assert "second: left out" in said
-    assert "out of memory" in said
+    output = capsys.readouterr().out
+    assert "second: omitted" in output
+    assert "out of memory" in output
     rows = json.loads(file.read_text())["rows"]
     assert [(row["name"], row["ratio"]) for row in rows] == [("first", 1.5), ("third", 0.5)]
     table = file.with_suffix(".md").read_text()
@@ -45,7 +45,7 @@ def test_each_row_is_saved_before_the_next_and_one_that_fails_is_left_out(
     assert file.with_suffix(".png").stat().st_size > 0
 
 
-def test_rates_are_compared_the_other_way_round(tmp_path: Path) -> None:
+def test_a_higher_rate_is_a_higher_speed(tmp_path: Path) -> None:
     ours, theirs = prints(images_per_second=300, **MACHINE), prints(images_per_second=200)
     row = compare.Comparison(ours, theirs, 1, "images_per_second")
     compare.measure({"reading": row}, {}, tmp_path / "input")
@@ -63,14 +63,14 @@ def shared_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def python_with(folder: Path, **versions: str) -> str:
-    """What prints these versions, however it is called."""
+    """Returns an interpreter that prints these versions whatever it runs."""
     file = folder / "python"
     file.write_text(f"#!/bin/sh\necho '{json.dumps(versions)}'\n")
     file.chmod(0o755)
     return str(file)
 
 
-def test_the_peer_is_described_by_its_versions(shared_peer: Path, tmp_path: Path) -> None:
+def test_a_peer_has_a_script_and_versions(shared_peer: Path, tmp_path: Path) -> None:
     python = python_with(tmp_path, torch="2.0", timm="1.0")
     assert compare.peer("timm_step.py", python, PACKAGES) == (
         shared_peer,
@@ -78,7 +78,7 @@ def test_the_peer_is_described_by_its_versions(shared_peer: Path, tmp_path: Path
     )
 
 
-def test_an_absent_peer_is_said_to_be(shared_peer: Path, tmp_path: Path) -> None:
+def test_an_absent_peer_is_named_in_the_error(shared_peer: Path, tmp_path: Path) -> None:
     with pytest.raises(compare.CommandError, match="has no timm; --peer_python=PYTHON"):
         compare.peer("timm_step.py", python_with(tmp_path, torch="2.0"), PACKAGES)
     with pytest.raises(compare.CommandError, match="No such file"):

@@ -17,3 +17,9 @@ def test_prints_one_line_of_json(
     assert figures["images_per_second"] == pytest.approx(2 / figures["seconds"])
     assert figures["peak_bytes"] > 0
     assert ("optimizer_share" in figures) == (not mode)
+
+
+def test_folded_weights_are_for_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_step", "--model=nfnet_micro", "--folded"])
+    with pytest.raises(SystemExit, match="--folded applies to inference: add --forward"):
+        train_step.main()

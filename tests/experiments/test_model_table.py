@@ -26,17 +26,17 @@ FIGURES = {
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What was to be timed; nfnet_f1 does not fit."""
-    asked = []
+    """Records the timing commands in place of running them; nfnet_f1 runs out of memory."""
+    recorded = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess:
-        asked.append(command[3:])
+        recorded.append(command[3:])
         if "--model=nfnet_f1" in command:
             return subprocess.CompletedProcess(command, 1, "", "...\nout of memory\n")
         return subprocess.CompletedProcess(command, 0, f"warming up\n{json.dumps(FIGURES)}\n", "")
 
     monkeypatch.setattr(model_table.subprocess, "run", run)
-    return asked
+    return recorded
 
 
 def make(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> None:
@@ -56,7 +56,7 @@ def test_table_has_counts_times_and_published_results(
     assert (tmp_path / "model_table.md").read_text() + "\n" == table
     assert "| nfnet_f0 | 71.49 | 192 / 256 | 12.38 | 18.0 | 1.5 | 1.5 | 83.6 | 96.8 |" in table
     assert "| efficientnet_b0 | 5.29 | 224 / 224 | 0.39 |" in table
-    assert "Seconds a batch of nfnet_f0" in table and "date 2026-01-01" in table
+    assert "Measured seconds per batch of nfnet_f0" in table and "date 2026-01-01" in table
     assert "precision float32; idle." in table
     with (tmp_path / "model_table.csv").open() as lines:
         rows = {row["model"]: row for row in csv.DictReader(lines)}
@@ -69,24 +69,24 @@ def test_table_has_counts_times_and_published_results(
     assert ["--forward" in command for command in commands] == [False, True]
     assert "--size=192" in commands[0] and "--size=256" in commands[1]
 
-    # What was timed is not timed again; what fails is left out, and said to be.
+    # nfnet_f0 is not timed again; nfnet_f1 fails and is omitted.
     with pytest.raises(SystemExit, match="failed: nfnet_f1"):
         make(monkeypatch, tmp_path, only, "--measure=nfnet_f0,nfnet_f1")
-    assert "nfnet_f1 is left out: " in capsys.readouterr().err
+    assert "nfnet_f1 is omitted: " in capsys.readouterr().err
     assert sum("--model=nfnet_f0" in command for command in commands) == 2
 
 
 def test_bad_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="no model for ImageNet is called like 'nfnet_m"):
+    with pytest.raises(SystemExit, match="no name of a model for ImageNet matches 'nfnet_m"):
         make(monkeypatch, tmp_path, "--models=nfnet_micro")
     with pytest.raises(SystemExit, match="--measure: no model 'nfnet_f9'; nearest: .*nfnet_f"):
         make(monkeypatch, tmp_path, "--models=nfnet_f0", "--measure=nfnet_f9")
     (tmp_path / "model_table.json").write_text("{")
-    with pytest.raises(SystemExit, match="model_table.json is no JSON"):
+    with pytest.raises(SystemExit, match="model_table.json is not JSON"):
         make(monkeypatch, tmp_path, "--models=nfnet_f0")
 
 
-def test_published_results_are_of_listed_models_and_grow_with_them() -> None:
+def test_published_results_are_of_registered_models_and_grow_with_size() -> None:
     assert set(PUBLISHED) <= set(nfnets_jax.list_models())
     for family in ("nfnet_f", "efficientnet_b"):
         results = [published for name, published in PUBLISHED.items() if name.startswith(family)]

@@ -1,40 +1,49 @@
-import csv
+import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 import nfnets_jax
-from experiments.studies import batch_scaling, contest
+from experiments.studies import batch_scaling, results
+from experiments.studies.tuned_training import Network
 from nfnets_jax.models import counting
 
 
 @pytest.mark.slow
-def test_the_study_learns_at_each_batch_size_and_reports(tmp_path: Path) -> None:
-    batch_scaling.study(tmp_path, "smoke", None)
-    effort = batch_scaling.EFFORTS["smoke"]
-    with (tmp_path / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    points = 3 * len(effort.batch_sizes)
-    tries = [row for row in rows if row["held_out"] != "0"]
-    assert len(tries) == points * len(effort.learning_rates)
-    assert len(rows) - len(tries) == points * effort.seeds
-    report = (tmp_path / "report.md").read_text()
-    assert all(f"| {name} |" in report for name in batch_scaling.contenders("smoke"))
-    assert "figure 2" in report
-    assert (tmp_path / "accuracy.png").stat().st_size > 0
+def test_the_smoke_study_trains_every_network_at_every_batch_size(tmp_path: Path) -> None:
+    results.write(tmp_path, "command", batch_scaling.study(tmp_path, "smoke", None))
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["network"], row["batch_size"]) for row in rows] == [
+        (name, size) for name in batch_scaling.networks("smoke") for size in (32, 128)
+    ]
+    assert all(0 <= row["top1"] <= 1 for row in rows)
+    table = (tmp_path / "results.md").read_text()
+    assert all(f"| {name} |" in table for name in batch_scaling.networks("smoke"))
 
 
-def test_a_batch_size_is_mastered_if_all_smaller_ones_are_too() -> None:
-    assert batch_scaling.mastered({64: [0.8, 0.9], 256: [0.84], 1024: [0.5]}) == 256
-    assert batch_scaling.mastered({64: [0.8], 256: [0.5], 1024: [0.8]}) == 64
-    # A small batch that did badly is no reason to stop at.
-    assert batch_scaling.mastered({64: [0.5], 256: [0.8], 1024: [0.79]}) == 1024
+def test_only_one_network_of_three_clips_its_gradients(
+    tmp_path: Path, trained: list[ConfigDict]
+) -> None:
+    found = batch_scaling.study(tmp_path, "smoke", None)
+    settings = [(c.model.name, c.optimizer.clipping, c.batch_size) for c in trained]
+    assert settings == [
+        (name, clipping, size)
+        for name, clipping in (
+            ("resnet26_small", 0.0),
+            ("nf_resnet26_small", 0.0),
+            ("nf_resnet26_small", 0.01),
+        )
+        for size in (32, 128)
+    ]
+    assert found.conditions["seeds"] == 1
+    assert list(found.pictures) == ["accuracy"]
 
 
-@pytest.mark.parametrize("budget", batch_scaling.EFFORTS)
-def test_contenders_are_of_one_shape(budget: str) -> None:
-    def work(contender: contest.Contender) -> counting.Work:
-        model = nfnets_jax.create_model(contender.model, 10, **contender.overrides)
+@pytest.mark.parametrize("budget", batch_scaling.BUDGETS)
+def test_all_networks_have_one_shape(budget: str) -> None:
+    def work(network: Network) -> counting.Work:
+        model = nfnets_jax.create_model(network.model, 10, **network.overrides)
         return counting.summarize(model, 32).work
 
-    assert len(set(map(work, batch_scaling.contenders(budget).values()))) == 1
+    assert len(set(map(work, batch_scaling.networks(budget).values()))) == 1

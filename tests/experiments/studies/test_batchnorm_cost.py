@@ -1,27 +1,32 @@
-"""The study at its smallest: what it takes for granted, and its report."""
-
-import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.studies import batchnorm_cost
+from experiments.studies import batchnorm_cost, results
+from experiments.studies.batchnorm_cost import FREE, NORMALIZED, REDUCED
+
+
+def test_normalization_alone_couples_the_images_of_a_batch() -> None:
+    assert batchnorm_cost.coupling("resnet26_small", size=8) > 0.01
+    with batchnorm_cost._without_statistics():
+        assert batchnorm_cost.coupling("resnet26_small", size=8) < 1e-4
+    assert batchnorm_cost.coupling("skipinit_resnet26_small", size=8) < 1e-4
 
 
 @pytest.mark.slow
-def test_examples_depend_on_each_other_by_normalization_alone(
+def test_the_smoke_study_measures_every_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["batchnorm_cost", f"--workdir={tmp_path}"])
-    batchnorm_cost.main()
-    monkeypatch.setattr(batchnorm_cost, "measure", None)  # All is there: nothing runs again.
-    batchnorm_cost.main()
-    (line,) = (tmp_path / "results.csv").read_text().splitlines()[1:]
-    names = (tmp_path / "results.csv").read_text().splitlines()[0].split(",")
-    row = dict(zip(names, line.split(","), strict=True))
-    assert float(row["normalized change"]) > 0.01
-    assert float(row["left out change"]) < 1e-4
-    assert float(row["normalizer-free change"]) < 1e-4
-    assert float(row["left out bytes"]) < float(row["normalized bytes"])
+    study = batchnorm_cost.study
+    (row,) = study(tmp_path, "smoke", None).rows
+    monkeypatch.setattr(batchnorm_cost, "measure", None)  # All is measured: nothing runs again.
+    found = study(tmp_path, "smoke", None)
+    assert found.rows == [row]
+    assert row[f"{NORMALIZED} coupling"] > 0.01
+    assert row[f"{REDUCED} coupling"] < 1e-4
+    assert row[f"{FREE} coupling"] < 1e-4
+    assert row[f"{REDUCED} bytes"] < row[f"{NORMALIZED} bytes"]
+    assert row["share_low"] <= row["share"] <= row["share_high"] < 1
+    results.write(tmp_path, "command", found)
+    assert "| resnet26_small | normalized |" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "batchnorm_cost.png").read_bytes().startswith(b"\x89PNG")
-    assert "| resnet26_small | normalized |" in (tmp_path / "report.md").read_text()

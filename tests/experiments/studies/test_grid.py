@@ -1,4 +1,3 @@
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +11,12 @@ from nfnets_jax.errors import InputError
 GRID = [{"rate": rate, "batch": batch} for batch in (8, 16) for rate in (0.1, 1.0)]
 
 
-def test_a_study_that_was_stopped_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_study_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran: list[Any] = []
 
     def run(settings: Mapping[str, Any]) -> dict[str, float]:
         if len(ran) == 2:
-            ran.append("stopped")
+            ran.append("interrupted")
             raise KeyboardInterrupt
         ran.append(settings)
         return {"loss": settings["rate"] * settings["batch"]}
@@ -27,35 +24,29 @@ def test_a_study_that_was_stopped_goes_on(
     with pytest.raises(KeyboardInterrupt):
         grid.run_grid(tmp_path, {"steps": 3}, GRID, run)
     rows = grid.run_grid(tmp_path, {"steps": 3}, GRID, run)
-    assert ran == [*GRID[:2], "stopped", *GRID[2:]]
+    assert ran == [*GRID[:2], "interrupted", *GRID[2:]]
     assert [row["loss"] for row in rows] == pytest.approx([0.8, 8, 1.6, 16])
-    said = capsys.readouterr().out
-    assert "2 of 4 runs are there from before" in said
-    assert "4/4  rate 1  batch 16  loss 16" in said
+    output = capsys.readouterr().out
+    assert "resuming: 2 of 4 runs are done" in output
+    assert "4/4  rate 1  batch 16  loss 16" in output
 
 
-def test_a_workdir_of_another_study_is_refused(tmp_path: Path) -> None:
+def test_the_workdir_of_another_study_is_refused(tmp_path: Path) -> None:
     grid.run_grid(tmp_path, {"steps": 3}, GRID[:1], lambda _: {})
-    with pytest.raises(InputError, match="steps 3, now 4: give another --workdir"):
+    with pytest.raises(InputError, match="steps 3, now 4: use another directory"):
         grid.run_grid(tmp_path, {"steps": 4}, GRID[:1], lambda _: {})
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be a workdir: Not a directory"):
+    with pytest.raises(InputError, match="cannot be used as a workdir: Not a directory"):
         grid.run_grid(tmp_path / "file" / "below", {}, GRID[:1], lambda _: {})
 
 
-def test_the_report_has_all_rows_and_the_machine(tmp_path: Path) -> None:
-    rows = grid.run_grid(tmp_path, {"steps": 3}, GRID[:2], lambda _: {"loss": float("nan")})
-    assert [json.loads(file.read_text())["loss"] for file in tmp_path.glob("runs/*.json")] == [
-        None,
-        None,
-    ]
-    table = grid.markdown_table(["rate", "loss"], ((row["rate"], row["loss"]) for row in rows))
-    assert table.splitlines()[2:] == ["| 0.1 | – |", "| 1 | – |"]  # noqa: RUF001
-    grid.write_report(tmp_path, "A claim", rows, table, {"steps": 3})
-    report = (tmp_path / "report.md").read_text()
-    assert report.startswith("# A claim\n\n| rate")
-    assert "steps 3, runs 2, date 20" in report
-    assert "optax " in report
-    with (tmp_path / "results.csv").open() as file:
-        read = list(csv.DictReader(file))
-    assert [(row["rate"], row["loss"]) for row in read] == [("0.1", ""), ("1.0", "")]
+def test_figures_that_are_not_finite_are_stored_as_null(tmp_path: Path) -> None:
+    rows = grid.run_grid(tmp_path, {}, GRID[:1], lambda _: {"loss": float("nan"), "curve": [1.0]})
+    (file,) = tmp_path.glob("runs/*.json")
+    assert json.loads(file.read_text()) == rows[0]
+    assert (rows[0]["loss"], rows[0]["curve"]) == (None, [1.0])
+
+
+def test_two_equal_members_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two members of the grid are equal"):
+        grid.run_grid(tmp_path, {}, [GRID[0], GRID[0]], lambda _: {})
