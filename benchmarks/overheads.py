@@ -26,8 +26,8 @@ import numpy as np
 from benchmarks import machine
 from experiments import recipes
 from nfnets_jax.training.checkpoints import Checkpoints
+from nfnets_jax.training.experiment import Plan, make_plan
 from nfnets_jax.training.memory import compile_update
-from nfnets_jax.training.plan import Plan, make_plan
 from nfnets_jax.training.step import transfer
 
 

@@ -27,8 +27,8 @@ from experiments.studies import grid
 from nfnets_jax.atomic import replaced
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.batch_norm import BatchNorm
+from nfnets_jax.training.experiment import make_plan
 from nfnets_jax.training.memory import compile_update, planned_bytes
-from nfnets_jax.training.plan import make_plan
 from nfnets_jax.training.step import transfer
 
 

@@ -18,10 +18,10 @@ from nfnets_jax.data.unreadable import Unreadable
 from nfnets_jax.training import hosts, reporting, telemetry
 from nfnets_jax.training.checkpoints import Checkpoints
 from nfnets_jax.training.divergence import Diverged, Watch
+from nfnets_jax.training.experiment import Plan, make_plan
 from nfnets_jax.training.memory import compile_update
-from nfnets_jax.training.optimizers import learning_rate
-from nfnets_jax.training.plan import Plan, make_plan
 from nfnets_jax.training.profiling import Profile
+from nfnets_jax.training.recipe import learning_rate
 from nfnets_jax.training.step import (
     DeviceBatch,
     Metrics,

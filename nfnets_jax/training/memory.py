@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nfnets_jax.training.plan import Plan
+from nfnets_jax.training.experiment import Plan
 from nfnets_jax.training.step import DeviceBatch, TrainState, local, make_update
 
 # Of a device's memory; the rest is for what the plan of the compiler does not hold.

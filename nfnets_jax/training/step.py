@@ -16,7 +16,7 @@ from nfnets_jax.kernels.convolution import in_loop
 from nfnets_jax.models.registry import Model
 from nfnets_jax.optax_agc import materialized
 from nfnets_jax.training import objective
-from nfnets_jax.training.sharpness import SAM, ascend
+from nfnets_jax.training.sam import SAM, ascend
 from nfnets_jax.training.telemetry import Look
 
 _AXIS = "devices"

@@ -15,7 +15,7 @@ from experiments import recipes
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import divergence, loop, reporting
 from nfnets_jax.training.checkpoints import Checkpoints
-from nfnets_jax.training.plan import make_plan
+from nfnets_jax.training.experiment import make_plan
 
 
 def tiny(**changes: Any) -> ConfigDict:

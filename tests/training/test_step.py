@@ -16,8 +16,8 @@ from nfnets_jax.data.sources import ArraySource, Dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective, step
-from nfnets_jax.training.optimizers import learning_rate
-from nfnets_jax.training.sharpness import SAM
+from nfnets_jax.training.recipe import learning_rate
+from nfnets_jax.training.sam import SAM
 from tests import golden
 
 

@@ -18,11 +18,11 @@ from nfnets_jax.errors import InputError
 from nfnets_jax.models.counting import Summary, summarize
 from nfnets_jax.models.registry import Model, create_model
 from nfnets_jax.training.divergence import ANSWERS
-from nfnets_jax.training.optimizers import create_optimizer
-from nfnets_jax.training.sharpness import SAM
+from nfnets_jax.training.finetuning import Start, heights, read_start, replaced
+from nfnets_jax.training.recipe import create_optimizer
+from nfnets_jax.training.sam import SAM
 from nfnets_jax.training.step import TrainState, create_state, fetch, replicate
 from nfnets_jax.training.telemetry import Look
-from nfnets_jax.training.transfer import Start, heights, read_start, replaced
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ import nfnets_jax
 from experiments.configs import nfnet_digits
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import loop, step
+from nfnets_jax.training.experiment import Plan, make_plan
+from nfnets_jax.training.finetuning import heights, scale_by_layer
 from nfnets_jax.training.memory import compile_update
-from nfnets_jax.training.plan import Plan, make_plan
-from nfnets_jax.training.transfer import heights, scale_by_layer
 from nfnets_jax.weights.pretrained import save_pretrained
 from nfnets_jax.weights.published import Tree
 

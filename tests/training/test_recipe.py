@@ -9,8 +9,8 @@ import pytest
 import nfnets_jax
 from experiments import recipes
 from nfnets_jax.errors import InputError
-from nfnets_jax.training.optimizers import create_optimizer, learning_rate
-from nfnets_jax.training.transfer import heights
+from nfnets_jax.training.finetuning import heights
+from nfnets_jax.training.recipe import create_optimizer, learning_rate
 
 
 def test_efficientnets_learn_by_their_papers_schedule() -> None:

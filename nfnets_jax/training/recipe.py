@@ -11,8 +11,8 @@ import optax
 
 from nfnets_jax import optax_agc
 from nfnets_jax.errors import InputError
+from nfnets_jax.training.finetuning import scale_by_layer
 from nfnets_jax.training.muon import scale_by_muon
-from nfnets_jax.training.transfer import scale_by_layer
 
 # Of RMSProp, as EfficientNets were trained (Tan and Le 2021, arXiv:2104.00298, section 5.1), and
 # what its authors' code adds to the mean square.
