@@ -25,6 +25,7 @@ from benchmarks import machine
 from experiments import process
 from nfnets_jax import optax_agc
 from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.devices import fetch, replicate, transfer
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels import convolution
 from nfnets_jax.models import counting
@@ -98,9 +99,9 @@ def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
     )
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, shape, np.uint8), rng.integers(0, _CLASSES, shape[:1])
-    batch = step.transfer({"image": images, "label": labels}, devices)
+    batch = transfer({"image": images, "label": labels}, devices)
     new = step.create_state(model, optimizer, shape, 0)
-    state = step.replicate(model.stacked(new), devices)
+    state = replicate(model.stacked(new), devices)
     compilation = machine.compilation(update, state, batch)
 
     def run() -> Any:
@@ -110,7 +111,7 @@ def _train(model: Model, shape: tuple[int, ...], steps: int) -> dict[str, Any]:
 
     machine.seconds(run, 2)
     median = statistics.median(machine.seconds(run, steps))
-    optimizer_seconds = _optimizer_seconds(optimizer, step.fetch(state), steps)
+    optimizer_seconds = _optimizer_seconds(optimizer, fetch(state), steps)
     return {
         "seconds": median,
         "compile_seconds": compilation.seconds,

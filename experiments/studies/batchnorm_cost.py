@@ -25,11 +25,11 @@ import nfnets_jax
 from experiments import recipes
 from experiments.studies import grid
 from nfnets_jax.atomic import replaced
+from nfnets_jax.devices import transfer
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.batch_norm import BatchNorm
-from nfnets_jax.training.experiment import make_plan
+from nfnets_jax.training.experiment import build_experiment
 from nfnets_jax.training.memory import compile_update, planned_bytes
-from nfnets_jax.training.step import transfer
 
 
 class Budget(NamedTuple):
@@ -131,7 +131,7 @@ def _step(name: str, budget: Budget) -> tuple[Callable[[], float], float]:
     config = recipes.small_images(name, "synthetic", budget.size)
     config.update({"batch_size": budget.batch, "num_devices": 1, "look_every": 0})
     config.update({"micro_batch_size": budget.batch, "precision": budget.precision})
-    plan = make_plan(config)
+    plan = build_experiment(config)
     # Shapes are what counts; without normalization the values would soon be none.
     images = np.zeros((budget.batch, budget.size, budget.size, 3), np.uint8)
     batch = transfer({"image": images, "label": np.zeros(budget.batch, np.int32)}, plan.devices)

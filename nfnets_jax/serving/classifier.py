@@ -12,10 +12,11 @@ import numpy as np
 from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.examples import CenterCrop
 from nfnets_jax.data.sources import imagenet_classes, normalization
+from nfnets_jax.devices import replicate, transfer
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import create_model
 from nfnets_jax.serving.export import Frozen, Outputs, freeze
-from nfnets_jax.training import objective, step
+from nfnets_jax.training import objective
 from nfnets_jax.training.checkpoints import read_model_state
 from nfnets_jax.training.workdir import read_run
 from nfnets_jax.weights.fitting import Fit
@@ -90,7 +91,7 @@ class Classifier:
 
         self.network = dataclasses.replace(network, forward=of_pixels)
         self.devices = jax.local_devices()
-        self._weights = step.replicate(network.weights, self.devices)
+        self._weights = replicate(network.weights, self.devices)
         self._probabilities = jax.pmap(
             lambda weights, images: jax.nn.softmax(of_pixels(weights, images)["logits"]),
             devices=self.devices,
@@ -104,7 +105,7 @@ class Classifier:
         count = len(images)
         spare = -count % len(self.devices)
         images = np.pad(images, ((0, spare), (0, 0), (0, 0), (0, 0)))
-        split = step.transfer({"image": images}, self.devices)
+        split = transfer({"image": images}, self.devices)
         probabilities = np.asarray(self._probabilities(self._weights, split["image"]))
         return probabilities.reshape(count + spare, self.num_classes)[:count]
 

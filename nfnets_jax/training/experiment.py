@@ -1,7 +1,7 @@
-"""What a configuration asks for, checked before anything is computed or written."""
+"""An experiment: everything that a configuration names, built and checked before it runs."""
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -14,152 +14,165 @@ from nfnets_jax.data import pipeline
 from nfnets_jax.data.examples import Augmentation, CenterCrop
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.sources import Dataset, open_dataset
+from nfnets_jax.devices import DeviceBatch, fetch, replicate, transfer
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.counting import Summary, summarize
 from nfnets_jax.models.registry import Model, create_model
-from nfnets_jax.training.divergence import ANSWERS
-from nfnets_jax.training.finetuning import Start, heights, read_start, replaced
+from nfnets_jax.training.finetuning import (
+    Pretrained,
+    layer_depths,
+    load_initial_weights,
+    merge_params,
+    parameter_shapes,
+)
 from nfnets_jax.training.recipe import create_optimizer
 from nfnets_jax.training.sam import SAM
-from nfnets_jax.training.step import TrainState, create_state, fetch, replicate
+from nfnets_jax.training.step import TrainState, create_state
 from nfnets_jax.training.telemetry import Look
+
+_ON_DIVERGENCE = ("stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A configuration made real and checked; nothing is computed or written yet."""
+class Experiment:
+    """The parts of a training run.
+
+    Attributes:
+      config: the configuration that they are built from.
+      devices: the devices of all hosts, those of each host together.
+      dataset: training and test images.
+      model: the network.
+      pretrained: weights that replace the initial ones; empty when training from scratch.
+      optimizer: the optimizer of the parameters.
+      sam: sharpness-aware minimization; None for plain gradients.
+      clipping_stats: statistics of the clipping; None for none.
+      train_batches: this host's parts of the training batches, without end.
+      test_batches: this host's parts of the test batches; None if there are no test images.
+    """
 
     config: ml_collections.ConfigDict
     devices: list[jax.Device]
     dataset: Dataset
     model: Model
-    start: Start
+    pretrained: Pretrained
     optimizer: optax.GradientTransformation
-    sam: SAM
-    look: Look | None
+    sam: SAM | None
+    clipping_stats: Look | None
     train_batches: pipeline.Batches
     test_batches: pipeline.Batches | None
 
     @property
     def description(self) -> str:
-        """The run in a line."""
-        test = (
-            f"tested on {len(self.dataset.test)}"
-            if self.dataset.test
-            else "not tested: no test images"
-        )
-        count = jax.process_count()
-        hosts = f" on {count} hosts" if count > 1 else ""
+        """The experiment in one line."""
+        config, dataset, hosts = self.config, self.dataset, jax.process_count()
+        test = f"tested on {len(dataset.test)}" if dataset.test else "not tested: no test images"
         return (
-            f"{self.config.model.name} on {len(self.dataset.train)} images of "
-            f"{len(self.dataset.class_names)} classes ({self.config.data.name}), {test}; "
-            f"{len(self.devices)} x {self.devices[0].device_kind}{hosts}, batch "
-            f"{self.config.batch_size}"
+            f"{config.model.name} on {len(dataset.train)} images of {len(dataset.class_names)} "
+            f"classes ({config.data.name}), {test}; "
+            f"{len(self.devices)} x {self.devices[0].device_kind}"
+            f"{f' on {hosts} hosts' if hosts > 1 else ''}, batch {config.batch_size}"
         )
 
-    @property
-    def summary(self) -> Summary:
-        """What the network is made of."""
+    def summarize_model(self) -> Summary:
+        """Counts the parameters and operations of the network's parts."""
         return summarize(self.model, self.config.data.image_size, self.dataset.channels)
 
     def create_state(self) -> TrainState:
-        """What the run starts from."""
-        data = self.config.data
-        shape = (1, data.image_size, data.image_size, self.dataset.channels)
+        """Creates the state before the first step, on the default device."""
+        size = self.config.data.image_size
+        shape = (1, size, size, self.dataset.channels)
         state = create_state(self.model, self.optimizer, shape, self.config.seed)
-        params = replaced(state.params, self.start.params)
+        params = merge_params(state.params, self.pretrained.params)
         return state._replace(
             params=params,
             ema_params=params,
-            model_state=replaced(state.model_state, self.start.model_state),
+            model_state=merge_params(state.model_state, self.pretrained.model_state),
         )
 
+    def read(
+        self, batches: pipeline.Batches, start: int, log: Callable[[str], None]
+    ) -> pipeline.Reader:
+        """Reads batches ahead and takes them to the devices.
+
+        Args:
+          batches: the training or the test batches.
+          start: index of the first batch.
+          log: called with one line when a worker process is replaced.
+
+        Returns:
+          An iterator over ``(unreadable, batch)``: messages about the images that could not be
+          read, and the batch as ``devices.transfer`` returns it.
+        """
+
+        def prepare(batch: Any) -> tuple[list[str], DeviceBatch]:
+            unreadable = batch.pop("unreadable")
+            return unreadable.tolist(), transfer(batch, self.devices)
+
+        workers = self.config.data.num_workers
+        return pipeline.Reader(batches, start, workers, prepare=prepare, tell=log)
+
     def to_devices(self, state: TrainState) -> TrainState:
-        """A copy on every device, its parameters stacked as ``Model.stacked`` has it."""
-        # On a device to stack would be code to compile; NumPy does it at once.
+        """Copies a state to every device, with the parameters of equal blocks stacked."""
+        # NumPy stacks at once; on a device, stacking would have to be compiled.
         host_state = jax.tree.map(np.asarray, state)
         return replicate(self.model.stacked(host_state), self.devices)
 
     def to_host(self, tree: chex.ArrayTree) -> Any:
-        """What one device has of a replicated tree, in the host's memory, no longer stacked."""
+        """Copies a replicated tree to NumPy arrays, with the parameters of equal blocks unstacked.
+
+        The inverse of ``to_devices``; also takes parts of a state.
+        """
         return self.model.unstacked(fetch(tree))
 
 
-def make_plan(config: ml_collections.ConfigDict) -> Plan:
-    """Builds what the configuration names.
+def build_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """Builds everything that a configuration names.
+
+    Opens the data and reads pretrained weights, but writes nothing.
+
+    Args:
+      config: such as ``experiments/configs`` define them.
 
     Raises:
-      InputError: a field has a value that cannot be, or the data are not there or not readable.
+      InputError: a field has a value that it does not take, or data or weights cannot be read.
     """
-    for field in ("batch_size", "num_steps", "log_every", "keep_checkpoints"):
-        if config[field] < 1:
-            raise InputError(f"{field} is {config[field]}; it takes a number from 1 on")
-    if config.on_divergence not in ANSWERS:
-        raise InputError(
-            f"on_divergence is {config.on_divergence!r}; it takes {' or '.join(ANSWERS)}"
-        )
-    devices = _devices(config)
-    build = functools.partial(create_model, **config.model, precision=config.precision)
-    build()  # A wrong name should show before data are looked for.
-    data = config.data
-    dataset = open_dataset(data.name, data.dir, data.test_dir, data.image_size)
-    if data.holdout:
-        dataset = dataset.hold_out(data.holdout)
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    for source in filter(None, (dataset.train, dataset.test)):
-        pipeline.check_readable(source)
-    if not 0 <= data.early_fraction <= 1:
-        raise InputError(f"data.early_fraction is {data.early_fraction}; it takes 0 to 1")
-    augment = config.augment
-    if augment.randaugment_layers and dataset.channels != 3:
-        raise InputError(
-            f"augment.randaugment_layers is {augment.randaugment_layers}, and the images of "
-            f"{data.name} have no colors: 0 layers are right for them"
-        )
-    augmentation = Augmentation(
-        size=data.image_size,
-        crop=data.crop,
-        padding=data.padding,
-        reflect=data.reflect,
-        flip=data.flip,
-        alternate=data.flip_alternately,
-        mixing=Mixing(augment.mixup_alpha, augment.cutmix),
-        layers=augment.randaugment_layers,
-        magnitude=augment.randaugment_magnitude,
-        mix_first=augment.mix_first,
-        early_size=data.early_size,
-        early_images=round(data.early_fraction * config.num_steps) * config.batch_size,
-    )
-    model = build(num_classes=len(dataset.class_names))
-    height = heights(model, dataset.channels)
-    optimizer = create_optimizer(config, model.stacked(height))
+    _check_fields(config)
+    devices = _select_devices(config)
+    _create_model(config, num_classes=1)  # So that a wrong name fails before the data are opened.
+    dataset = _open_dataset(config)
+    model = _create_model(config, len(dataset.class_names))
+    shapes = parameter_shapes(model, dataset.channels)
+    depths = layer_depths(shapes)
+    optimizer = create_optimizer(config, model.stacked(depths))
     if config.optimizer.layer_decay == 0:
-        model = model.learning({module for module in height if height[module] == 0})
-    center = CenterCrop(data.test_image_size, data.test_margin, data.test_crop)
-    return Plan(
+        model = model.learning({module for module, depth in depths.items() if depth == 0})
+    train_batches, test_batches = _create_batches(config, dataset)
+    return Experiment(
         config=config,
         devices=devices,
         dataset=dataset,
         model=model,
-        start=read_start(config, dataset),
+        pretrained=load_initial_weights(config, dataset, shapes),
         optimizer=optimizer,
-        look=Look(config.look_every, config.optimizer.clipping, config.optimizer.clipping_eps)
-        if config.look_every and config.optimizer.clipping
-        else None,
-        sam=SAM(config.optimizer.sam_rho, config.optimizer.sam_fraction),
-        train_batches=pipeline.train_batches(
-            dataset.train, augmentation, config.batch_size, config.seed, **processes
-        ),
-        test_batches=pipeline.eval_batches(
-            dataset.test, center, dataset.channels, config.batch_size, **processes
-        )
-        if dataset.test
-        else None,
+        sam=_create_sam(config),
+        clipping_stats=_create_clipping_stats(config),
+        train_batches=train_batches,
+        test_batches=test_batches,
     )
 
 
-def _devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
-    """The devices of all hosts, each host's together."""
+def _check_fields(config: ml_collections.ConfigDict) -> None:
+    for field in ("batch_size", "num_steps", "log_every", "keep_checkpoints"):
+        if config[field] < 1:
+            raise InputError(f"{field} is {config[field]}; it takes a number from 1 on")
+    if config.on_divergence not in _ON_DIVERGENCE:
+        raise InputError(
+            f"on_divergence is {config.on_divergence!r}; it takes {' or '.join(_ON_DIVERGENCE)}"
+        )
+
+
+def _select_devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
+    """Returns the devices of all hosts, those of each host together."""
     available, wanted = jax.local_devices(), config.num_devices
     if not 0 <= wanted <= len(available):
         raise InputError(
@@ -168,8 +181,8 @@ def _devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
         )
     devices: list[jax.Device] = []
     for process in range(jax.process_count()):
-        theirs = [device for device in jax.devices() if device.process_index == process]
-        devices += theirs[: wanted or None]
+        of_host = [device for device in jax.devices() if device.process_index == process]
+        devices += of_host[: wanted or None]
     count = len(devices)
     if config.batch_size % count:
         nearest = max(1, round(config.batch_size / count)) * count
@@ -184,3 +197,68 @@ def _devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
             f"of a batch of {config.batch_size}"
         )
     return devices
+
+
+def _create_model(config: ml_collections.ConfigDict, num_classes: int) -> Model:
+    return create_model(**config.model, num_classes=num_classes, precision=config.precision)
+
+
+def _open_dataset(config: ml_collections.ConfigDict) -> Dataset:
+    data = config.data
+    dataset = open_dataset(data.name, data.dir, data.test_dir, data.image_size)
+    if data.holdout:
+        dataset = dataset.hold_out(data.holdout)
+    for source in filter(None, (dataset.train, dataset.test)):
+        pipeline.check_readable(source)
+    return dataset
+
+
+def _create_batches(
+    config: ml_collections.ConfigDict, dataset: Dataset
+) -> tuple[pipeline.Batches, pipeline.Batches | None]:
+    """Creates this host's parts of the training and the test batches."""
+    data, augment = config.data, config.augment
+    if augment.randaugment_layers and dataset.channels != 3:
+        raise InputError(
+            f"augment.randaugment_layers is {augment.randaugment_layers}, and the images of "
+            f"{data.name} have no colors: they take 0"
+        )
+    augmentation = Augmentation(
+        size=data.image_size,
+        crop=data.crop,
+        padding=data.padding,
+        reflect=data.reflect,
+        flip=data.flip,
+        alternate=data.flip_alternately,
+        mixing=Mixing(augment.mixup_alpha, augment.cutmix),
+        layers=augment.randaugment_layers,
+        magnitude=augment.randaugment_magnitude,
+        mix_first=augment.mix_first,
+    )
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    train_batches = pipeline.train_batches(
+        dataset.train, augmentation, config.batch_size, config.seed, **processes
+    )
+    if not dataset.test:
+        return train_batches, None
+    crop = CenterCrop(data.test_image_size, data.test_margin, data.test_crop)
+    return train_batches, pipeline.eval_batches(
+        dataset.test, crop, dataset.channels, config.batch_size, **processes
+    )
+
+
+def _create_sam(config: ml_collections.ConfigDict) -> SAM | None:
+    settings = config.optimizer
+    if not settings.sam_rho:
+        return None
+    try:
+        return SAM(rho=settings.sam_rho, fraction=settings.sam_fraction)
+    except InputError as error:  # It starts with "rho is" or "fraction is".
+        raise InputError(f"optimizer.sam_{error}") from error
+
+
+def _create_clipping_stats(config: ml_collections.ConfigDict) -> Look | None:
+    settings = config.optimizer
+    if not config.look_every or not settings.clipping:
+        return None
+    return Look(config.look_every, settings.clipping, settings.clipping_eps)

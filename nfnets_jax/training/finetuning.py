@@ -1,8 +1,8 @@
-"""Fine-tuning: parameters to start from, and which layers learn how fast."""
+"""Fine-tuning: pretrained parameters to start from, and layer-wise learning-rate decay."""
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,96 +16,128 @@ from nfnets_jax.data.sources import Dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training.checkpoints import read_model_state
-from nfnets_jax.weights.fitting import Fit
 from nfnets_jax.weights.pretrained import load_pretrained
 
-Tree = dict[str, dict[str, np.ndarray]]
+Tree = Mapping[str, Mapping[str, Any]]
 
 PUBLISHED = "published"
 
 
-class Start(NamedTuple):
-    """What a run starts from instead of random numbers; an empty tree replaces nothing."""
+class Pretrained(NamedTuple):
+    """Arrays that replace a model's initial ones, ``{module: {parameter: array}}``.
+
+    A parameter or statistic that is absent keeps its initial value.
+    """
 
     params: Tree
     model_state: Tree
 
 
-def read_start(config: ml_collections.ConfigDict, dataset: Dataset) -> Start:
-    """What ``config.init`` names, without the classifier where that has to be a new one.
+def load_initial_weights(
+    config: ml_collections.ConfigDict, dataset: Dataset, shapes: Tree
+) -> Pretrained:
+    """Loads the weights that ``config.init`` names.
 
-    It has to be if it is for another number of classes than the dataset's, or by
-    ``init.new_classifier``; a line on standard error says so.
+    Leaves the classifier out if it has another number of classes than the dataset, or if
+    ``init.new_classifier`` is set, and says so on standard error.
+
+    Args:
+      config: the configuration of the run.
+      dataset: the dataset to fine-tune on.
+      shapes: shapes of the model's parameters, from ``parameter_shapes``.
 
     Raises:
-      InputError: as ``load_pretrained``, or the images have other channels.
+      InputError: the weights cannot be loaded, or are for images with other channels.
     """
     weights = config.init.weights
     if not weights:
-        return Start({}, {})
+        return Pretrained({}, {})
     overrides = {field: value for field, value in config.model.items() if field != "name"}
-    fit = Fit(config.model.name, overrides)
     source = None if weights == PUBLISHED else weights
     params = load_pretrained(config.model.name, source, **overrides)
-    if fit.channels(params) != dataset.channels:
-        raise InputError(
-            f"{weights} is for images of {fit.channels(params)} channels, and those of "
-            f"{config.data.name} have {dataset.channels}"
-        )
-    known, wanted = fit.num_classes(params), len(dataset.class_names)
+    (classifier,) = (module for module, depth in layer_depths(shapes).items() if depth == 0)
+    for module, arrays in params.items():
+        for name, array in arrays.items():
+            if module != classifier and array.shape != shapes[module][name].shape:
+                raise InputError(
+                    f"{weights} is for images of {array.shape[-2]} channels, and those of "
+                    f"{config.data.name} have {dataset.channels}"
+                )
+    known, wanted = params[classifier]["w"].shape[-1], len(dataset.class_names)
     if config.init.new_classifier or known != wanted:
-        for module, parameter in fit.classifier:
-            del params[module][parameter]
+        del params[classifier]
         print(
-            f"{weights}: a new classifier for {wanted} classes in place of that for {known}; the "
-            "rest is kept",
+            f"{weights}: a new classifier for {wanted} classes replaces the one for {known}; all "
+            "other parameters are kept",
             file=sys.stderr,
         )
-    return Start(params, read_model_state(Path(weights)) if Path(weights).is_dir() else {})
+    is_run = Path(weights).is_dir()
+    return Pretrained(params, read_model_state(Path(weights)) if is_run else {})
 
 
-def replaced(new: Mapping[str, Mapping[str, Any]], start: Tree) -> Tree:
-    """A new tree with what the start has in place of its own."""
+def merge_params(initial: Tree, pretrained: Tree) -> dict[str, dict[str, Any]]:
+    """Replaces the initial arrays of which there is a pretrained one."""
     return {
-        module: {name: start.get(module, {}).get(name, value) for name, value in values.items()}
-        for module, values in new.items()
+        module: {
+            name: pretrained.get(module, {}).get(name, array) for name, array in arrays.items()
+        }
+        for module, arrays in initial.items()
     }
 
 
-def heights(model: Model, channels: int) -> dict[str, int]:
-    """How many layers lie above each module: 0 of the classifier, most of the first convolution.
+def parameter_shapes(model: Model, channels: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Computes the shapes of a model's parameters, modules in the order of the network.
 
-    A layer is what the network itself consists of: a block, the stem's and the last convolution.
+    Args:
+      model: the network.
+      channels: of the input images.
     """
-    modules: list[str] = []
+    order: list[str] = []
 
-    def init(key: jax.Array) -> None:
+    def init(key: jax.Array) -> Any:
         params, _ = model.init(key, jnp.zeros((1, 32, 32, channels)))
-        modules.extend(params)  # Still in the order of the network; JAX would sort them.
+        order.extend(params)  # eval_shape returns the modules sorted by name.
+        return params
 
-    jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return {module: shapes[module] for module in order}
+
+
+def layer_depths(modules: Iterable[str]) -> dict[str, int]:
+    """Counts the layers between each module and the logits.
+
+    A layer is a direct part of the network: a block or a layer outside the blocks. The classifier
+    has depth 0 and the first convolution the largest depth.
+
+    Args:
+      modules: full names in the order of the network.
+    """
     layers = {module: [part for part in module.split("/") if part != "~"][1] for module in modules}
     order = list(dict.fromkeys(layers.values()))
     return {module: len(order) - 1 - order.index(layer) for module, layer in layers.items()}
 
 
-def scale_by_layer(decay: float, heights: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Multiplies updates by ``decay ** height``: discriminative fine-tuning.
+def layerwise_decay(decay: float, depths: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Multiplies the updates of each module by ``decay ** depth``.
 
-    Howard and Ruder 2018, arXiv:1801.06146, section 3.2. A decay of 0 leaves the
-    classifier alone to learn. A height is a number or, of stacked layers, one for each.
+    This is discriminative fine-tuning (Howard and Ruder 2018, arXiv:1801.06146, section 3.2). A
+    decay of 0 trains the classifier alone.
+
+    Args:
+      decay: ratio of the learning rates of a layer and the one above it, in [0, 1].
+      depths: an integer for each module, or for stacked layers an array with one for each.
     """
 
-    def scale(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         del params
 
-        def scaled(height: Any, update: jax.Array) -> jax.Array:
-            rates = np.asarray(decay ** np.asarray(height), np.float32)
-            return update * rates.reshape(rates.shape + (1,) * (update.ndim - rates.ndim))
+        def scale(depth: Any, update: jax.Array) -> jax.Array:
+            factor = np.asarray(decay ** np.asarray(depth), np.float32)
+            return update * factor.reshape(factor.shape + (1,) * (update.ndim - factor.ndim))
 
         return {
-            module: jax.tree.map(functools.partial(scaled, heights[module]), values)
-            for module, values in updates.items()
+            module: jax.tree.map(functools.partial(scale, depths[module]), arrays)
+            for module, arrays in updates.items()
         }
 
-    return optax.stateless(scale)
+    return optax.stateless(update)

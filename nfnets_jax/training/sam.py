@@ -1,8 +1,9 @@
-"""Sharpness-aware minimization: gradients from the worst place nearby (arXiv:2010.01412).
+"""Sharpness-aware minimization (Foret et al. 2021, arXiv:2010.01412).
 
-The parameters first go up the gradient by a distance ``rho``; the gradient there is then applied to
-the parameters as they were. NFNet-F6 was trained so (NFNets, section 6.1), with the way up taken by
-a fifth of the batch, which makes a step a fifth longer instead of twice as long.
+A step first moves the parameters a distance ``rho`` along the gradient, to where the loss is
+highest nearby to first order. It then applies the gradient at that point to the original
+parameters. NFNet-F6 was trained with SAM (Brock et al. 2021b, arXiv:2102.06171, section 6.1), the
+first gradient computed on a fifth of the batch, which makes a step 20% longer instead of 100%.
 """
 
 import dataclasses
@@ -18,30 +19,36 @@ from nfnets_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class SAM:
-    """How sharpness-aware minimization is done.
+    """Settings of sharpness-aware minimization.
 
     Attributes:
-      rho: distance in the space of parameters; 0 for plain gradients.
-      fraction: of the batch that decides the way up.
+      rho: length of the ascent step, in the norm over all parameters.
+      fraction: share of the batch that the ascent gradient is computed on.
+
+    Raises:
+      InputError: ``rho`` is not positive and finite, or ``fraction`` is not in (0, 1].
     """
 
-    rho: float = 0.0
+    rho: float
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rho < math.inf:
-            raise InputError(f"optimizer.sam_rho is {self.rho}; it takes a number from 0 on")
+        if not 0 < self.rho < math.inf:
+            raise InputError(f"rho is {self.rho}; it takes a positive number")
         if not 0 < self.fraction <= 1:
-            raise InputError(f"optimizer.sam_fraction is {self.fraction}; it takes 0 to 1, not 0")
+            raise InputError(f"fraction is {self.fraction}; it takes more than 0, and at most 1")
 
-    def examples(self, of: int, multiple: int = 0) -> int:
-        """How many of a device's examples decide the way up: whole micro-batches, at least one."""
-        multiple = multiple or 1
-        return max(1, round(of * self.fraction / multiple)) * multiple
+    def ascent_examples(self, examples: int, micro_batch_size: int = 0) -> int:
+        """Returns how many of a device's examples the ascent gradient is computed on.
+
+        The result is a positive multiple of ``micro_batch_size``, unless that is 0.
+        """
+        multiple = micro_batch_size or 1
+        return max(1, round(examples * self.fraction / multiple)) * multiple
 
 
 def ascend(params: chex.ArrayTree, grads: chex.ArrayTree, rho: float) -> chex.ArrayTree:
-    """Parameters at a distance ``rho`` up the gradient; where it is zero, the same."""
+    """Moves the parameters a distance ``rho`` along the gradient; a zero gradient moves nothing."""
     norm = optax.tree.norm(grads)
     scale = jnp.where(norm > 0, rho / norm, 0.0)
     return jax.tree.map(lambda param, grad: param + scale * grad, params, grads)

@@ -1,4 +1,4 @@
-"""The folder of a run: who it belongs to, and what it is of."""
+"""The workdir of a run: the configuration and the class names that belong to it."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import ml_collections
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import hosts, reporting
 
-# Fields that a resumed run may change: they do not touch what is learned.
+# Fields that may change when a run resumes, as they do not affect what it learns.
 _FREE_FIELDS = frozenset(
     {
         "num_devices",
@@ -30,14 +30,18 @@ _FREE_FIELDS = frozenset(
 )
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Makes the folder, or takes it up again, for the run of this configuration.
+def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the folder of a run, or accepts it for resuming, and writes ``config.json``.
 
-    Writes ``config.json``. A folder without a checkpoint belongs to nobody.
+    A folder without checkpoints is accepted for any run.
+
+    Args:
+      workdir: the folder.
+      config: the configuration of the run.
 
     Raises:
-      InputError: the folder cannot be made, or it holds a checkpoint of a run that learns something
-        else; the message names the differences. The folder is left as it was.
+      InputError: the folder cannot be made, or it holds a checkpoint of a run with another
+        configuration; the message lists the differences. The folder stays as it was.
     """
     if any(workdir.glob("checkpoints/[0-9]*")):
         _check_same_run(workdir, config)
@@ -50,18 +54,49 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         raise InputError(f"{workdir} cannot be a workdir: {error.strerror}") from error
 
 
-def note_classes(workdir: Path, names: Sequence[str]) -> None:
-    """Writes ``classes.json``, the names in the order of the labels, for those who use the run."""
+def write_class_names(workdir: Path, names: Sequence[str]) -> None:
+    """Writes ``classes.json``: the class names in the order of the labels."""
     if hosts.is_first():
         reporting.write_json(workdir / "classes.json", list(names))
 
 
+def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    try:
+        before = _flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{workdir} has checkpoints but no readable config.json: use another workdir"
+        ) from error
+    now = _flatten(json.loads(config.to_json()))
+    differences = [
+        f"{field} {before.get(field)!r} there, {now.get(field)!r} here"
+        for field in sorted(before.keys() | now.keys())
+        if field not in _FREE_FIELDS and before.get(field) != now.get(field)
+    ]
+    if differences:
+        raise InputError(
+            f"{workdir} holds a run of another configuration ({'; '.join(differences)}): use "
+            "another workdir"
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested dictionaries to one with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 class Run(NamedTuple):
-    """What a run has learned from.
+    """The files that describe a run.
 
     Attributes:
-      config: as ``config.json`` has it.
-      class_names: in the order of the labels; None if the run has not noted them.
+      config: the content of ``config.json``.
+      class_names: in the order of the labels; None if the run has no ``classes.json``.
     """
 
     config: dict[str, Any]
@@ -69,10 +104,13 @@ class Run(NamedTuple):
 
 
 def read_run(path: Path) -> Run:
-    """Of a workdir, its ``checkpoints`` or one of those.
+    """Reads the configuration and the class names of a run.
+
+    Args:
+      path: the workdir, its ``checkpoints`` folder, or one of the checkpoints.
 
     Raises:
-      InputError: there is no run.
+      InputError: there is no run, or its files cannot be read.
     """
     for folder in (path.absolute(), *path.absolute().parents[:2]):
         if (folder / "config.json").is_file():
@@ -86,33 +124,3 @@ def read_run(path: Path) -> Run:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} has no readable config.json and classes.json") from error
     return Run(config, None if classes is None else tuple(classes))
-
-
-def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    try:
-        before = _flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{workdir} has checkpoints but no readable config.json: take another --workdir"
-        ) from error
-    now = _flatten(json.loads(config.to_json()))
-    differences = [
-        f"{field} {before.get(field)!r} there, {now.get(field)!r} here"
-        for field in sorted(before.keys() | now.keys())
-        if field not in _FREE_FIELDS and before.get(field) != now.get(field)
-    ]
-    if differences:
-        raise InputError(
-            f"{workdir} holds a run of another configuration ({'; '.join(differences)}): take "
-            "another --workdir"
-        )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

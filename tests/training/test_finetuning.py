@@ -111,7 +111,7 @@ def _flops(plan: Plan) -> float:
         "label": np.zeros(16, np.int32),
     }
     state = plan.to_devices(plan.create_state())
-    update = compile_update(plan, state, step.transfer(batch, plan.devices), print)
+    update = compile_update(plan, state, transfer(batch, plan.devices), print)
     return update.cost_analysis()["flops"]  # type: ignore[attr-defined]
 
 
