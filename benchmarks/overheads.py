@@ -25,10 +25,10 @@ import numpy as np
 
 from benchmarks import machine
 from experiments import recipes
+from nfnets_jax.devices import transfer
 from nfnets_jax.training.checkpoints import Checkpoints
+from nfnets_jax.training.experiment import Experiment, build_experiment
 from nfnets_jax.training.memory import compile_update
-from nfnets_jax.training.plan import Plan, make_plan
-from nfnets_jax.training.step import transfer
 
 
 def main() -> None:
@@ -43,17 +43,18 @@ def main() -> None:
     config = recipes.small_images(arguments.model, "synthetic", arguments.size)
     config.update({"batch_size": arguments.batch, "num_devices": 1, "look_every": 1})
     with tempfile.TemporaryDirectory() as folder:
-        figures = _measure(make_plan(config), Path(folder), arguments.steps, arguments.rounds)
+        experiment = build_experiment(config)
+        figures = _measure(experiment, Path(folder), arguments.steps, arguments.rounds)
     print(json.dumps({**vars(arguments), **figures, **machine.describe()}))
 
 
-def _measure(plan: Plan, folder: Path, steps: int, rounds: int) -> dict[str, float]:
-    batch = {k: v for k, v in next(iter(plan.train_batches)).items() if k != "unreadable"}
-    on_devices = transfer(cast(dict[str, np.ndarray], batch), plan.devices)
-    state = plan.to_devices(plan.create_state())
+def _measure(experiment: Experiment, folder: Path, steps: int, rounds: int) -> dict[str, float]:
+    batch = {k: v for k, v in next(iter(experiment.train_batches)).items() if k != "unreadable"}
+    on_devices = transfer(cast(dict[str, np.ndarray], batch), experiment.devices)
+    state = experiment.to_devices(experiment.create_state())
     update, looking = (
-        compile_update(dataclasses.replace(plan, look=look), state, on_devices, print)
-        for look in (None, plan.look)
+        compile_update(each, state, on_devices, print)
+        for each in (dataclasses.replace(experiment, clipping_stats=None), experiment)
     )
     with contextlib.closing(Checkpoints(folder, keep=1)) as saved:
 
@@ -64,7 +65,7 @@ def _measure(plan: Plan, folder: Path, steps: int, rounds: int) -> dict[str, flo
             for step in range(steps):
                 state, metrics = (looking if look and step == 0 else update)(state, on_devices)
                 if step == 0 and save is not None:
-                    saved.save(save, plan.to_host(state), {})
+                    saved.save(save, experiment.to_host(state), {})
             jax.block_until_ready(metrics)
             return time.perf_counter() - start
 

@@ -23,6 +23,7 @@ import nfnets_jax
 from benchmarks import machine
 from experiments import process
 from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.devices import fetch, replicate, transfer
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models import counting
@@ -31,7 +32,7 @@ from nfnets_jax.models.stage import REMAT
 from nfnets_jax.serving.frozen import fold
 from nfnets_jax.training import step
 from nfnets_jax.training.memory import planned_bytes
-from nfnets_jax.training.optimizers import sgd_in_place
+from nfnets_jax.training.recipe import sgd_in_place
 
 _CLASSES = 1000
 _EMA_DECAY = 0.9999
@@ -116,9 +117,9 @@ def _measure_training(model: Model, shape: tuple[int, ...], steps: int) -> dict[
     optimizer, update = make_training(model, shape[1])
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, shape, np.uint8), rng.integers(0, _CLASSES, shape[:1])
-    batch = step.transfer({"image": images, "label": labels}, devices)
+    batch = transfer({"image": images, "label": labels}, devices)
     new = step.create_state(model, optimizer, shape, 0)
-    state = step.replicate(model.stacked(new), devices)
+    state = replicate(model.stacked(new), devices)
     compilation = machine.compilation(update, state, batch)
 
     def run() -> Any:
@@ -128,7 +129,7 @@ def _measure_training(model: Model, shape: tuple[int, ...], steps: int) -> dict[
 
     machine.seconds(run, _WARMUP_STEPS)
     median = statistics.median(machine.seconds(run, steps))
-    optimizer_seconds = _optimizer_seconds(optimizer, step.fetch(state), steps)
+    optimizer_seconds = _optimizer_seconds(optimizer, fetch(state), steps)
     return {
         "seconds": median,
         "compile_seconds": compilation.seconds,

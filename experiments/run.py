@@ -48,9 +48,13 @@ def main(argv: Sequence[str]) -> None:
     process.keep_freed_memory()
     process.cache_compiled_programs()
     try:
+        profile_steps = parse_steps(_PROFILE.value)
+    except InputError as error:
+        sys.exit(f"error: --{error}")
+    try:
         hosts.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         import_projects(config.get("imports", ()))
-        summary = loop.train(config, workdir, parse_steps(_PROFILE.value))
+        summary = loop.train(config, workdir, profile_steps)
     except (InputError, WorkerError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except loop.Interrupted as interrupted:

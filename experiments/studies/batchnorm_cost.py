@@ -28,10 +28,10 @@ from matplotlib.figure import Figure
 import nfnets_jax
 from experiments import recipes
 from experiments.studies import command, grid, results
+from nfnets_jax.devices import transfer
 from nfnets_jax.models.batch_norm import BatchNorm
+from nfnets_jax.training.experiment import build_experiment
 from nfnets_jax.training.memory import compile_update, planned_bytes
-from nfnets_jax.training.plan import make_plan
-from nfnets_jax.training.step import transfer
 
 
 class Budget(NamedTuple):
@@ -130,12 +130,14 @@ def _training_step(name: str, design: Budget) -> tuple[Callable[[], float], floa
     config = recipes.small_images(name, "synthetic", design.size)
     config.update({"batch_size": design.batch, "num_devices": 1, "look_every": 0})
     config.update({"micro_batch_size": design.batch, "precision": design.precision})
-    plan = make_plan(config)
+    experiment = build_experiment(config)
     # Black images: without normalization others might overflow, and time depends on shapes alone.
     images = np.zeros((design.batch, design.size, design.size, 3), np.uint8)
-    batch = transfer({"image": images, "label": np.zeros(design.batch, np.int32)}, plan.devices)
-    state = plan.to_devices(plan.create_state())
-    update: Any = compile_update(plan, state, batch, print)
+    batch = transfer(
+        {"image": images, "label": np.zeros(design.batch, np.int32)}, experiment.devices
+    )
+    state = experiment.to_devices(experiment.create_state())
+    update: Any = compile_update(experiment, state, batch, print)
 
     def step() -> float:
         nonlocal state

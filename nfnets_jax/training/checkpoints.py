@@ -1,4 +1,4 @@
-"""Checkpoints of a run, by Orbax: written beside the training, complete or not there at all."""
+"""Checkpoints of a run, written by Orbax in the background."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -22,15 +22,34 @@ from nfnets_jax.weights.run import restore_as_numpy
 _BEST = "top1"
 
 
-class Checkpoints:
-    """The checkpoints of one run: the newest ``keep`` of them, and the best.
+class Checkpoint(NamedTuple):
+    """Where a run starts or resumes.
 
-    Each holds ``state``, a tree of arrays, and ``progress``, a JSON object: the position in the
-    data and whatever else the loop has to remember. With several hosts all call every method; the
-    folder is one that all of them see.
+    Attributes:
+      step: number of updates so far.
+      state: tree of NumPy arrays.
+      progress: JSON object: the position in the data and whatever else the loop keeps.
+    """
+
+    step: int
+    state: Any
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, of which it keeps the newest and the most accurate.
+
+    A checkpoint appears under its step's name only when it is complete. With several hosts, every
+    host calls every method, and all see the same folder.
     """
 
     def __init__(self, directory: Path, keep: int):
+        """Opens the folder, or makes it.
+
+        Args:
+          directory: the folder of the checkpoints.
+          keep: how many of the newest to keep, besides the most accurate one.
+        """
         best = policies.BestN(
             n=1,
             get_metric_fn=lambda metrics: metrics[_BEST],
@@ -38,22 +57,19 @@ class Checkpoints:
         )
         options = ocp.CheckpointManagerOptions(
             create=True,
-            cleanup_tmp_directories=True,  # A kill may have left some.
+            cleanup_tmp_directories=True,  # A killed run may have left some.
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         )
-        # Trained parameters hardly shrink, and compressing them takes time from the training.
+        # Compression takes time from training, and trained parameters hardly shrink.
         arrays = ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True)
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=options,
-            item_handlers={
-                "state": arrays,
-                "progress": ocp.JsonCheckpointHandler(),
-            },
+            item_handlers={"state": arrays, "progress": ocp.JsonCheckpointHandler()},
         )
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step."""
+        """Returns the step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
     def save(
@@ -63,12 +79,16 @@ class Checkpoints:
         progress: dict[str, Any],
         accuracy: float | None = None,
     ) -> None:
-        """Begins to write; ``state`` must not change until ``close``, nor its arrays be reused.
+        """Waits for the previous checkpoint and starts to write one in the background.
 
-        ``accuracy``, where it is known, decides which checkpoint is the best.
+        Args:
+          step: number of updates so far.
+          state: tree of NumPy arrays, which must not change before the next ``save`` or ``close``.
+          progress: JSON object.
+          accuracy: decides which checkpoint is the most accurate; None if it is unknown.
 
         Raises:
-          InputError: this or the one before could not be written.
+          InputError: this checkpoint or the previous one cannot be written.
         """
         try:
             self._check_space(state)
@@ -81,10 +101,10 @@ class Checkpoints:
                 metrics=None if accuracy is None else {_BEST: accuracy},
             )
         except (OSError, ValueError) as error:
-            raise self._not_written(error) from error
+            raise self._write_error(error) from error
 
     def _check_space(self, state: chex.ArrayTree) -> None:
-        """Looks before writing: Orbax and what is below it tell of a full disk in pages."""
+        """Raises an OSError if the disk is full, before Orbax fails with pages of messages."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._manager.directory).free
         if free < needed:
@@ -92,36 +112,39 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {missing}")
 
     def restore_latest(
-        self, template: chex.ArrayTree, tell: Callable[[str], None]
-    ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Step, state and progress of the newest checkpoint that is whole; None if there is none.
+        self, template: chex.ArrayTree, warn: Callable[[str], None]
+    ) -> Checkpoint | None:
+        """Reads the newest undamaged checkpoint.
 
-        Newer ones that are damaged are told, and moved to ``damaged/`` beside the checkpoints.
+        Newer checkpoints that are damaged move to ``damaged/`` beside the folder.
 
         Args:
           template: structure, shapes and dtypes of the state.
-          tell: is given a line.
+          warn: called with one line for each damaged checkpoint.
+
+        Returns:
+          The checkpoint, or None if there is none.
 
         Raises:
-          InputError: there are checkpoints, and none is whole; they are left as they are.
+          InputError: all checkpoints are damaged; they stay where they are.
         """
         self._manager.wait_until_finished()
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state, progress = self._restore(step, template)
+                checkpoint = self._restore(step, template)
             except Exception as error:
                 damaged[step] = (str(error) or type(error).__name__).splitlines()[0][:200]
             else:
                 for number, reason in damaged.items():
-                    tell(f"checkpoint {number} is damaged, passed over: {reason}")
+                    warn(f"checkpoint {number} is damaged and skipped: {reason}")
                 self._move_away(damaged)
-                return step, state, progress
+                return checkpoint
         if damaged:
             step, reason = max(damaged.items())
             raise InputError(
-                f"no checkpoint in {self._manager.directory} is whole (newest, {step}: {reason}): "
-                "take another --workdir or delete them"
+                f"every checkpoint in {self._manager.directory} is damaged (newest, {step}: "
+                f"{reason}): use another workdir or delete them"
             )
         return None
 
@@ -135,7 +158,7 @@ class Checkpoints:
         multihost_utils.sync_global_devices("damaged checkpoints are moved")
         self._manager.reload()
 
-    def _restore(self, step: int, template: chex.ArrayTree) -> tuple[Any, dict[str, Any]]:
+    def _restore(self, step: int, template: chex.ArrayTree) -> Checkpoint:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -143,35 +166,35 @@ class Checkpoints:
             ),
         )
         if _checksum(restored.state) != restored.progress["checksum"]:
-            raise ValueError("its arrays are not those that were written")
-        return restored.state, restored.progress
+            raise ValueError("its arrays do not match their checksum")
+        return Checkpoint(step, restored.state, restored.progress)
 
     def close(self) -> None:
-        """Waits until everything is written.
+        """Waits until the last checkpoint is written.
 
         Raises:
-          InputError: the last checkpoint could not be written.
+          InputError: it cannot be written.
         """
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise self._not_written(error) from error
+            raise self._write_error(error) from error
         finally:
             self._manager.close()
 
-    def _not_written(self, error: Exception) -> InputError:
+    def _write_error(self, error: Exception) -> InputError:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         return InputError(
-            f"a checkpoint cannot be written in {self._manager.directory}: {reason}; those before "
-            "it are whole"
+            f"a checkpoint cannot be written in {self._manager.directory}: {reason}; the previous "
+            "checkpoints are complete"
         )
 
 
 def _checksum(state: chex.ArrayTree) -> int:
-    """CRC-32 over the bytes of all arrays, in order."""
+    """Computes the CRC-32 of the bytes of all arrays, in order."""
     checksum = 0
     for leaf in jax.tree.leaves(state):
-        # Any: NumPy's stubs do not say that its arrays are buffers.
+        # NumPy's stubs do not declare arrays as buffers.
         content: Any = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
         checksum = zlib.crc32(content, checksum)
     return checksum

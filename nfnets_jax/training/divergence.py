@@ -1,4 +1,4 @@
-"""When the loss or the gradient is no number any more: finding it and telling of it."""
+"""Divergence: detecting a loss or gradient that is not finite, and reporting its circumstances."""
 
 import math
 from collections import deque
@@ -10,16 +10,15 @@ import numpy as np
 
 from nfnets_jax.training import hosts, reporting
 
-ANSWERS = ("stop", "skip")
-_HISTORY = 100
-_TOLD_PARAMETERS = 20
+_HISTORY_STEPS = 100
+_REPORTED_PARAMETERS = 20
 
 
-class Diverged(FloatingPointError):  # noqa: N818, it is what happened
-    """Loss or gradient are not finite.
+class Diverged(FloatingPointError):  # noqa: N818, an event and not a mistake
+    """The loss or the gradient is not finite.
 
     Attributes:
-      step: the first at which they were not.
+      step: the first step at which it was not.
     """
 
     def __init__(self, message: str, step: int):
@@ -27,61 +26,72 @@ class Diverged(FloatingPointError):  # noqa: N818, it is what happened
         self.step = step
 
 
-class Watch:
-    """Looks at each step's loss and gradient norm, and remembers the last hundred."""
+class DivergenceMonitor:
+    """Checks the loss and the gradient norm of every step, and keeps those of the last hundred."""
 
     def __init__(self) -> None:
-        self._history: deque[dict[str, float]] = deque(maxlen=_HISTORY)
+        self._history: deque[dict[str, float]] = deque(maxlen=_HISTORY_STEPS)
 
     def first_divergence(self, first: int, steps: Sequence[Mapping[str, float]]) -> int | None:
-        """The first of some steps whose figures are not finite, None if all are.
+        """Returns the first of several steps whose metrics are not finite, or None.
 
         Args:
           first: number of the first step.
-          steps: ``loss`` and ``grad_norm`` of each, among others.
+          steps: the metrics of each step, with ``loss`` and ``grad_norm``.
         """
-        for step, figures in enumerate(steps, first):
-            told = {name: float(figures[name]) for name in ("loss", "grad_norm")}
-            self._history.append({"step": step, **told})
-            if not all(math.isfinite(value) for value in told.values()):
+        for step, metrics in enumerate(steps, first):
+            values = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+            self._history.append({"step": step, **values})
+            if not all(map(math.isfinite, values.values())):
                 return step
         return None
 
     def report(
         self, workdir: Path, examples: Sequence[str], params: Mapping[str, Mapping[str, np.ndarray]]
     ) -> Diverged:
-        """Writes ``divergence.json``; gives what to raise.
+        """Writes ``divergence.json`` about the step that ``first_divergence`` returned.
 
-        It holds the step, the figures of up to a hundred steps before it, the names of its
-        examples, and the parameters that are not finite or largest.
+        The file holds the step, the metrics of up to a hundred steps, the names of the step's
+        examples, and the parameters that are not finite or the largest.
+
+        Args:
+          workdir: folder of the run.
+          examples: names of the images of the step.
+          params: parameters after it.
+
+        Returns:
+          The exception to raise.
         """
         last = self._history[-1]
         step, file = int(last["step"]), workdir / "divergence.json"
         if hosts.is_first():
             # JSON has no NaN.
-            history = [{name: _number(value) for name, value in h.items()} for h in self._history]
+            history = [
+                {name: v if math.isfinite(v) else str(v) for name, v in metrics.items()}
+                for metrics in self._history
+            ]
             report = {
                 "step": step,
                 "history": history,
                 "examples": list(examples),
-                "parameters": _worst(params),
+                "parameters": _suspicious_parameters(params),
             }
             reporting.write_json(file, report)
         return Diverged(
-            f"the loss is {last['loss']} and the norm of the gradient {last['grad_norm']} at step "
-            f"{step}: lower optimizer.base_learning_rate or optimizer.clipping; {file} tells more",
+            f"the loss is {last['loss']} and the gradient norm {last['grad_norm']} at step {step}: "
+            f"lower the learning rate or the clipping threshold; details are in {file}",
             step,
         )
 
 
-def _worst(params: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
-    """Parameters that are not finite, in the network's order, and then the largest."""
-    told: list[dict[str, Any]] = []
-    for module, parameters in params.items():
-        for name, array in parameters.items():
+def _suspicious_parameters(params: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
+    """Lists the parameters that are not finite, in the network's order, and then the largest."""
+    parameters: list[dict[str, Any]] = []
+    for module, arrays in params.items():
+        for name, array in arrays.items():
             finite = np.isfinite(array)
             largest = np.abs(array, where=finite, out=np.zeros_like(array)).max(initial=0)
-            told.append(
+            parameters.append(
                 {
                     "name": f"{module}/{name}",
                     "not_finite": int(array.size - finite.sum()),
@@ -89,9 +99,5 @@ def _worst(params: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, Any
                     "largest": float(largest),
                 }
             )
-    told.sort(key=lambda parameter: (not parameter["not_finite"], -parameter["largest"]))
-    return told[:_TOLD_PARAMETERS]
-
-
-def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+    parameters.sort(key=lambda parameter: (not parameter["not_finite"], -parameter["largest"]))
+    return parameters[:_REPORTED_PARAMETERS]

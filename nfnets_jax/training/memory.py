@@ -1,4 +1,4 @@
-"""An update that fits the devices: how many images they work on at once."""
+"""Compiling the update with the largest micro-batches that fit the devices' memory."""
 
 import os
 from collections.abc import Callable
@@ -8,58 +8,60 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nfnets_jax.training.plan import Plan
-from nfnets_jax.training.step import DeviceBatch, TrainState, local, make_update
+from nfnets_jax.devices import DeviceBatch, local_devices
+from nfnets_jax.training.experiment import Experiment
+from nfnets_jax.training.step import Metrics, TrainState, make_update
 
-# Of a device's memory; the rest is for what the plan of the compiler does not hold.
-_SHARE = 0.9
+# Share of a device's memory for the update; the rest is for what the compiler does not count.
+_USABLE_SHARE = 0.9
 
 
 def compile_update(
-    plan: Plan, state: TrainState, batch: DeviceBatch, tell: Callable[[str], None]
-) -> Callable[[TrainState, DeviceBatch], Any]:
-    """Compiles the update of a run.
+    experiment: Experiment, state: TrainState, batch: DeviceBatch, log: Callable[[str], None]
+) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
+    """Compiles the update of an experiment.
 
-    The size of its micro-batches is ``config.micro_batch_size`` or, for 0, the largest that, by the
-    compiler's own plan, fits the memory of all devices.
+    The micro-batch size is ``config.micro_batch_size`` or, if that is 0, the largest divisor of
+    each device's part of the batch whose update fits the memory of every device.
 
     Args:
-      plan: of the run.
-      state, batch: what the update will be given, for their shapes.
-      tell: is given a line if the batch is taken in parts.
+      experiment: the experiment.
+      state: a replicated state; only the shapes matter.
+      batch: a batch from ``devices.transfer``; only the shapes matter.
+      log: called with one line if the micro-batches are smaller than the device's part.
     """
-    config = plan.config
+    config = experiment.config
     examples = batch["image"].shape[1]
-    sizes = [n for n in range(examples, 0, -1) if examples % n == 0]
+    sizes = [size for size in range(examples, 0, -1) if examples % size == 0]
     if config.micro_batch_size:
         sizes = [config.micro_batch_size]
-    available = _SHARE * _smallest_memory(plan.devices)
+    available = _USABLE_SHARE * _smallest_memory(experiment.devices)
     for size in sizes:
         update: Any = make_update(
-            plan.model,
-            plan.optimizer,
-            plan.dataset,
+            experiment.model,
+            experiment.optimizer,
+            experiment.dataset,
             label_smoothing=config.label_smoothing,
             ema_decay=config.ema_decay,
-            devices=plan.devices,
+            devices=experiment.devices,
             micro_batch_size=size,
-            sam=plan.sam,
-            look=plan.look,
+            sam=experiment.sam,
+            clipping_stats=experiment.clipping_stats,
         )
         compiled = update.lower(state, batch).compile()
         if planned_bytes(compiled) <= available:
             break
     if size < examples:
-        tell(f"each device takes its {examples} images of a batch in parts of {size}")
-    # What is compiled ahead takes the arrays of all hosts, and each host has its own alone.
+        log(f"each device splits its {examples} images of a batch into micro-batches of {size}")
+    # A compiled pmap takes the arrays of all hosts, but each host holds only its own.
     return compiled if jax.process_count() == 1 else update
 
 
 def planned_bytes(compiled: Any) -> int:
-    """Most bytes that a compiled function has in use at once, by the compiler's plan, or 0."""
+    """Returns the peak memory that the compiler plans for a program, or 0 if it is unknown."""
     plan = compiled.memory_analysis()
-    if plan is None:
-        return 0  # The backend does not tell.
+    if plan is None:  # Some backends do not report it.
+        return 0
     return (
         plan.temp_size_in_bytes
         + plan.argument_size_in_bytes
@@ -69,8 +71,8 @@ def planned_bytes(compiled: Any) -> int:
 
 
 def _smallest_memory(devices: list[jax.Device]) -> float:
-    """Bytes of the device that has least, over all hosts; a CPU's devices share the machine's."""
-    here = local(devices)
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(here)
-    least = min((device.memory_stats() or {}).get("bytes_limit", machine) for device in here)
-    return float(np.min(multihost_utils.process_allgather(np.float32(least))))
+    """Returns the bytes of the smallest device of all hosts; a host's CPU devices share its RAM."""
+    local = local_devices(devices)
+    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(local)
+    smallest = min((device.memory_stats() or {}).get("bytes_limit", ram) for device in local)
+    return float(np.min(multihost_utils.process_allgather(np.float32(smallest))))

@@ -1,14 +1,12 @@
-"""What is minimized, and what is measured beside it."""
+"""The loss that training minimizes, and the accuracy that is reported beside it."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nfnets_jax.data.normalization import normalize as normalize
-
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross-entropy in nats, an example at a time.
+    """Computes the softmax cross-entropy of each example.
 
     Args:
       logits: ``[N, K]`` float32.
@@ -17,16 +15,24 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
         arXiv:1512.00567, section 7).
 
     Returns:
-      ``[N]`` float32.
+      ``[N]`` float32, in nats.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     return optax.softmax_cross_entropy(logits, targets)
 
 
-def in_top(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """Whether the label is among the ``k`` largest logits: ``[N]`` float32 of 0 and 1.
+def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Computes whether each label is among the ``k`` largest logits.
 
-    Equal logits rank by their position; a label whose logit is NaN is never among them.
+    Equal logits rank by class index. A label whose logit is NaN is never among the largest.
+
+    Args:
+      logits: ``[N, K]`` float32.
+      labels: ``[N]`` integers.
+      k: how many logits count as the largest.
+
+    Returns:
+      ``[N]`` float32, 0 or 1.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     earlier = jnp.arange(logits.shape[1]) < labels[:, None]

@@ -1,4 +1,4 @@
-"""A profile of some steps of a run: what the devices and the host did, and when."""
+"""Profiling of some steps of a run."""
 
 import re
 from collections.abc import Callable
@@ -10,47 +10,56 @@ import jax
 from nfnets_jax.errors import InputError
 
 
-def parse_steps(text: str) -> tuple[int, int] | None:
-    """``"10-20"`` as its first and last step; None for nothing.
+def parse_steps(profile_steps: str) -> tuple[int, int] | None:
+    """Parses a range of steps such as ``"10-20"``; an empty text is None.
 
     Raises:
-      InputError: it is no such range.
+      InputError: the text is not a range of positive numbers.
     """
-    if not text:
+    if not profile_steps:
         return None
-    found = re.fullmatch(r"(\d+)-(\d+)", text)
-    first, last = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)-(\d+)", profile_steps)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 0 < first <= last:
-        raise InputError(f"--profile_steps is {text!r}; it takes a first and a last step, as 10-20")
+        raise InputError(
+            f"profile_steps is {profile_steps!r}; it takes a first and a last step, such as 10-20"
+        )
     return first, last
 
 
-class Profile:
+class Profiler:
     """Profiles the steps of a run from a first to a last one.
 
-    The files are for TensorBoard's profile plugin, and for Perfetto (``*.trace.json.gz``).
+    The files are for TensorBoard's profile plugin and for Perfetto (``*.trace.json.gz``).
     """
 
-    def __init__(self, folder: Path, steps: tuple[int, int] | None, tell: Callable[[str], None]):
-        self._folder, self._tell = folder, tell
-        self._first, self._last = steps or (0, 0)
-        self._open = False
+    def __init__(self, folder: Path, steps: tuple[int, int] | None, log: Callable[[str], None]):
+        """Prepares to profile.
 
-    def before(self, step: int) -> None:
-        """To be called before a step is begun."""
+        Args:
+          folder: where the files go.
+          steps: first and last step; None for no profile.
+          log: called with one line when the files are written.
+        """
+        self._folder, self._log = folder, log
+        self._first, self._last = steps or (0, 0)
+        self._running = False
+
+    def before_step(self, step: int) -> None:
+        """Starts the profile at its first step."""
         if step == self._first:
             jax.profiler.start_trace(self._folder)
-            self._open = True
+            self._running = True
 
-    def after(self, step: int, results: Any) -> None:
-        """To be called when a step is under way; ``results`` are awaited if it is the last."""
-        if self._open and step == self._last:
+    def after_step(self, step: int, results: Any) -> None:
+        """Ends the profile at its last step, once the step's ``results`` are computed."""
+        if self._running and step == self._last:
             jax.block_until_ready(results)
             self.close()
-            self._tell(f"profile of steps {self._first} to {self._last} in {self._folder}")
+            self._log(f"profile of steps {self._first} to {self._last} in {self._folder}")
 
     def close(self) -> None:
-        """Ends a profile that is still open."""
-        if self._open:
+        """Ends a profile that is still running."""
+        if self._running:
             jax.profiler.stop_trace()
-            self._open = False
+            self._running = False

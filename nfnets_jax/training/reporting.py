@@ -1,4 +1,4 @@
-"""What a run tells: lines on the terminal, ``metrics.jsonl``, TensorBoard, curves and a summary."""
+"""Reports of a run: terminal, ``metrics.jsonl``, TensorBoard, curves and summary."""
 
 import contextlib
 import datetime
@@ -20,27 +20,37 @@ import rich.console
 import rich.progress
 import rich.table
 import tensorboardX
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from nfnets_jax.atomic import atomic_write
 from nfnets_jax.models.counting import Summary
+from nfnets_jax.training.curves import plot_curves
 
 Row = dict[str, Any]
-# At most so often the curves are drawn anew between evaluations.
+# Least time between two drawings of the curves, unless there is an evaluation.
 _DRAW_SECONDS = 60
 
 
 class Reporter:
-    """Tells of a run as it goes: the terminal, ``metrics.jsonl``, TensorBoard, ``curves.png``.
+    """Reports the progress of a run to the terminal and to the files of its workdir.
 
-    A row of ``metrics.jsonl`` is a JSON object with ``step`` (updates done), ``split`` and figures.
-    Opened again at a step, the file loses the rows after it, which the run is about to write anew.
-    On a terminal a live bar shows where the run stands; elsewhere each row is a line. Without a
-    workdir nothing is told: of several hosts one tells for all.
+    ``metrics.jsonl`` has one JSON object a row: ``step`` (number of updates), ``split`` (``train``
+    or ``test``) and metrics. TensorBoard gets the same. On a terminal a progress bar shows the
+    newest training metrics; elsewhere each row is printed.
+
+    Attributes:
+      rows: the rows of ``metrics.jsonl``.
     """
 
     def __init__(self, workdir: Path | None, step: int, num_steps: int, batch_size: int):
+        """Opens the files and starts the progress bar.
+
+        Args:
+          workdir: folder of the run; None reports nothing, as on all hosts but the first.
+          step: the step that the run starts or resumes at. Later rows in the files are discarded,
+            as the run writes them again.
+          num_steps: the last step.
+          batch_size: over all hosts, for the images per second.
+        """
         self._workdir, self._num_steps, self._batch_size = workdir, num_steps, batch_size
         self.rows: list[Row] = []
         path = Path(os.devnull)
@@ -65,9 +75,9 @@ class Reporter:
         self._bar.start()
         self._start_clock(step)
 
-    def compiled(self, step: int) -> None:
-        """Tells that the first step, ``step``, is done; from now on its speed is counted."""
-        self.say(f"compiled in {time.monotonic() - self._start:.0f} s")
+    def first_step_done(self, step: int) -> None:
+        """Reports that the first step is compiled and done; later steps count for the speed."""
+        self.log(f"compiled in {time.monotonic() - self._start:.0f} s")
         self._start_clock(step)
 
     def _start_clock(self, step: int) -> None:
@@ -75,56 +85,56 @@ class Reporter:
         self._window_start, self._window_step, self._waited = self._start, step, 0.0
 
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Keeps the time spent inside out of images a second."""
+    def untimed(self) -> Iterator[None]:
+        """Excludes the time spent inside from the images per second."""
         start = time.monotonic()
         yield
         self._window_start += time.monotonic() - start
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting_for_data(self) -> Iterator[None]:
         """Counts the time spent inside as waiting for data."""
         start = time.monotonic()
         yield
         self._waited += time.monotonic() - start
 
-    def train(self, step: int, figures: Mapping[str, float]) -> None:
-        """Reports on the training steps since the last report, up to ``step``."""
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Reports the mean metrics of the training steps since the last report, up to ``step``."""
         now = time.monotonic()
         seconds = max(now - self._window_start, 1e-9)
         speed = self._batch_size * (step - self._window_step) / seconds
         waited = min(1.0, self._waited / seconds)
         self._window_start, self._window_step, self._waited = now, step, 0.0
-        self._write(step, "train", {**figures, "images_per_second": speed, "data_wait": waited})
+        self._write(step, "train", {**metrics, "images_per_second": speed, "data_wait": waited})
         pace = (now - self._start) / max(1, step - self._first_step)
         left = datetime.timedelta(seconds=round(pace * (self._num_steps - step)))
         line = (
-            f"loss {figures['loss']:.4f}  top-1 {figures['top1']:.1%}  "
-            f"lr {figures['learning_rate']:.4f}  {speed:,.0f} images/s  "
+            f"loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.1%}  "
+            f"lr {metrics['learning_rate']:.4f}  {speed:,.0f} images/s  "
             f"{waited:.0%} waiting for data  {left} left"
         )
         self._bar.update(self._task, completed=step, description=line)
         if now > self._drawn + _DRAW_SECONDS:
             self._draw()
         if not self._console.is_terminal:
-            self.say(f"step {step}/{self._num_steps}  {line}")
+            self.log(f"step {step}/{self._num_steps}  {line}")
 
-    def test(self, step: int, figures: Mapping[str, float]) -> None:
-        """Reports on an evaluation and draws the curves anew."""
-        self._write(step, "test", figures)
+    def test(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Reports an evaluation and draws the curves."""
+        self._write(step, "test", metrics)
         self._draw()
-        self.say(
-            f"test at step {step}: loss {figures['loss']:.4f}  top-1 {figures['top1']:.2%}; moving "
-            f"average: loss {figures['ema_loss']:.4f}  top-1 {figures['ema_top1']:.2%}"
+        self.log(
+            f"test at step {step}: loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.2%}; moving "
+            f"average: loss {metrics['ema_loss']:.4f}  top-1 {metrics['ema_top1']:.2%}"
         )
 
-    def clipping(self, step: int, figures: Mapping[str, float]) -> None:
-        """Reports to TensorBoard how hard each parameter was clipped at a step."""
-        for name, value in figures.items():
+    def clipping(self, step: int, stats: Mapping[str, float]) -> None:
+        """Reports the clipping statistics of a step to TensorBoard."""
+        for name, value in stats.items():
             self._tensorboard.add_scalar(f"clipping/{name}", value, step)
 
     def model(self, summary: Summary) -> None:
-        """Prints what a network is made of and what it asks for."""
+        """Prints a table of the network's parts."""
         table = rich.table.Table("", "output", "parameters", "multiply-adds", box=rich.box.SIMPLE)
         for column in table.columns[1:]:
             column.justify = "right"
@@ -136,26 +146,26 @@ class Reporter:
         self._console.print(table)
 
     def images(self, step: int, images: np.ndarray) -> None:
-        """Shows TensorBoard input images as the network gets them, ``[N, H, W, C]`` uint8."""
+        """Reports augmented images ``[N, H, W, C]`` uint8 to TensorBoard."""
         for index, image in enumerate(images):
             self._tensorboard.add_image(f"images/{index}", image, step, dataformats="HWC")
 
     def histograms(self, step: int, params: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Shows TensorBoard how the values of each parameter are spread."""
+        """Reports a histogram of each parameter to TensorBoard."""
         for module, arrays in params.items():
             for name, array in arrays.items():
                 self._tensorboard.add_histogram(f"parameters/{module}/{name}", array, step)
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Prints a line."""
         self._console.print(message, markup=False)
 
     def last(self, split: str) -> Row | None:
-        """The newest row of a split."""
+        """Returns the newest row of a split."""
         return next((row for row in reversed(self.rows) if row["split"] == split), None)
 
     def close(self) -> None:
-        """Writes out what is buffered and leaves the bar as it stands."""
+        """Draws the curves, closes the files and stops the progress bar."""
         self._draw()
         self._bar.stop()
         self._file.close()
@@ -166,58 +176,26 @@ class Reporter:
         if self._workdir:
             plot_curves(self.rows, self._workdir / "curves.png")
 
-    def _write(self, step: int, split: str, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
+    def _write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         # JSON has no NaN.
-        finite = {name: v if math.isfinite(v) else None for name, v in figures.items()}
+        finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
         self.rows.append({"step": step, "split": split, **finite})
         self._file.write(json.dumps(self.rows[-1]) + "\n")
         self._file.flush()
 
 
 def _complete_rows(path: Path) -> list[Row]:
-    """The rows of a file whose last line may have been cut off by a kill."""
+    """Reads the rows of a file whose last line may be incomplete because the run was killed."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
-def plot_curves(rows: list[Row], path: Path) -> None:
-    """Draws loss and top-1 of training and of evaluation by step."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, name, label in zip(axes, ("loss", "top1"), ("loss (nats)", "top-1"), strict=True):
-        _curve(
-            axis,
-            rows,
-            "train",
-            name,
-            "training (labels smoothed)" if name == "loss" else "training",
-            color="C0",
-            alpha=0.6,
-        )
-        _curve(axis, rows, "test", name, "test", color="C1", marker=".")
-        _curve(axis, rows, "test", f"ema_{name}", "test, moving average", color="C2", marker=".")
-        axis.set(xlabel="step", ylabel=label)
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend()
-    axes[0].set_yscale("log")
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
-
-
-def _curve(axis: Any, rows: list[Row], split: str, name: str, label: str, **style: Any) -> None:
-    points = [(r["step"], r[name]) for r in rows if r["split"] == split and r.get(name) is not None]
-    if points:
-        axis.plot(*zip(*points, strict=True), label=label, **style)
-
-
 def params_sha256(params: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """SHA-256 over the bytes of the parameters, modules and parameters in sorted order."""
+    """Computes the SHA-256 of the parameters' bytes, modules and parameters in sorted order."""
     digest = hashlib.sha256()
     for module in sorted(params):
         for name in sorted(params[module]):
@@ -226,7 +204,7 @@ def params_sha256(params: Mapping[str, Mapping[str, np.ndarray]]) -> str:
 
 
 def environment(devices: list[jax.Device]) -> dict[str, Any]:
-    """The machine and the versions that figures were measured with."""
+    """Describes the date, the devices and the versions of packages, for reports."""
     packages = ("jax", "jaxlib", "dm-haiku", "optax", "grain", "orbax-checkpoint", "numpy")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -240,11 +218,11 @@ def environment(devices: list[jax.Device]) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for people to read, all or nothing."""
+    """Writes an indented JSON file atomically."""
     write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that at any moment there is the old one or the new one, whole."""
+    """Writes a text file atomically: a reader sees the old file or the new one."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -1,33 +1,39 @@
-"""One update and one evaluation of a batch, the same on every device, by ``jax.pmap``."""
+"""One training step on several devices, by ``jax.pmap``."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nfnets_jax.data.normalization import normalize
 from nfnets_jax.data.sources import Dataset
+from nfnets_jax.devices import AXIS, DeviceBatch
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective
 from nfnets_jax.training.fusion import materialize
-from nfnets_jax.training.sharpness import SAM, ascend
+from nfnets_jax.training.sam import SAM, ascend
 from nfnets_jax.training.telemetry import ClippingStats
 
-_AXIS = "devices"
-
-DeviceBatch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """All that an update changes, and the key that its randomness comes from."""
+    """Everything that a training step changes, and the run's random key.
+
+    Attributes:
+      step: number of updates so far, int32 ``[]``.
+      key: data of a random key, uint32 ``[2]``; the same for the whole run.
+      params: ``{module: {parameter: float32 array}}``.
+      model_state: running statistics in the same form; empty for most models.
+      opt_state: state of the optimizer.
+      ema_params: exponential moving average of ``params``.
+    """
 
     step: chex.ArrayTree
     key: chex.ArrayTree
@@ -40,9 +46,13 @@ class TrainState(NamedTuple):
 def create_state(
     model: Model, optimizer: optax.GradientTransformation, images_shape: Sequence[int], seed: int
 ) -> TrainState:
-    """A new state, on the default device.
+    """Creates an initial state on the default device.
 
-    ``images_shape`` is ``[N, H, W, C]``, of which only the channels matter.
+    Args:
+      model: the network.
+      optimizer: the optimizer of its parameters.
+      images_shape: ``[N, H, W, C]``, of which only the channels matter.
+      seed: decides the initial parameters and the random numbers of training.
     """
     init_key, train_key = jax.random.split(jax.random.key(seed))
     params, model_state = model.init(init_key, jnp.zeros(images_shape))
@@ -62,9 +72,14 @@ def apply_gradients(
     grads: chex.ArrayTree,
     ema_decay: float,
 ) -> TrainState:
-    """The state one step on: parameters, optimizer and moving average; the rest is as it was.
+    """Applies gradients to the parameters and updates their moving average.
 
-    The average decays by at most ``(1 + step) / (10 + step)``, so that it soon forgets its start.
+    Args:
+      optimizer: the optimizer of the parameters.
+      state: the state before the step.
+      grads: gradients in the form of ``state.params``.
+      ema_decay: decay of the moving average. At step ``t`` it is at most ``(1 + t) / (10 + t)``, so
+        that the average soon forgets the initial parameters.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = materialize(optax.apply_updates(state.params, updates))
@@ -86,34 +101,36 @@ def make_update(
     ema_decay: float,
     devices: Sequence[jax.Device],
     micro_batch_size: int = 0,
-    sam: SAM = SAM(),  # noqa: B008, it is immutable
-    look: ClippingStats | None = None,
+    sam: SAM | None = None,
+    clipping_stats: ClippingStats | None = None,
 ) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
-    """An update of replicated states by batches that are split over devices.
+    """Makes the function that takes one training step on all devices.
 
-    Gradients are averaged over the devices before they are clipped, as if the batch had been on
-    one. Random numbers belong to an example's place in the global batch: they, too, are the same on
-    any number of devices.
+    Gradients are averaged over the devices before they are clipped, and the random numbers of an
+    example depend on its position in the global batch. So a step of a normalizer-free network is
+    the same on any number of devices, but for rounding.
 
     Args:
-      model, optimizer: what is trained, and how.
-      dataset: whose images they are.
-      label_smoothing: of the loss.
-      ema_decay: of the moving average, at most.
-      devices: of all hosts, each host's together.
-      micro_batch_size: images that a device works on at once, a divisor of its part of the batch; 0
-        for all of it. The gradient is the mean over the micro-batches, and the kernels are
-        standardized once for all of them.
-      sam: whether and how the gradient is taken at a worse place nearby.
-      look: when to look at the clipping; None for never.
+      model: the network.
+      optimizer: the optimizer of its parameters.
+      dataset: the images' mean and standard deviation.
+      label_smoothing: of the loss, as in ``objective.cross_entropy``.
+      ema_decay: as in ``apply_gradients``.
+      devices: the devices of all hosts, those of each host together.
+      micro_batch_size: images per device and forward pass, a divisor of the device's part of the
+        batch; 0 for the whole part. Gradients are averaged over the micro-batches, and the kernels
+        are standardized once for all of them.
+      sam: sharpness-aware minimization; None for plain gradients.
+      clipping_stats: statistics of the clipping; None for none.
 
     Returns:
-      ``(state, batch) -> (state, metrics)``; the state given is donated. The batch comes from
-      ``transfer`` and has ``image`` and ``label``; with ``other_label`` and ``share`` too, images
-      are taken for mixtures. ``metrics`` has ``loss``, ``top1`` and ``grad_norm`` (before
-      clipping), equal on all devices; with ``look`` also ``clipping``, its result.
+      ``(state, batch) -> (state, metrics)``, a ``jax.pmap`` that donates the state. The state is
+      replicated. The batch comes from ``devices.transfer`` and holds ``image`` (uint8) and
+      ``label``; a batch of mixed images also holds ``other_label`` and ``share``, the weight of
+      ``label``. ``metrics`` holds ``loss``, ``top1`` and ``grad_norm`` (before clipping), equal on
+      all devices, and with ``clipping_stats`` also ``clipping``.
     """
-    in_loop = model.with_policy(dataclasses.replace(model.policy, in_loop=True))
+    model_in_loop = model.with_policy(dataclasses.replace(model.policy, in_loop=True))
 
     def loss_fn(
         model: Model,
@@ -122,83 +139,86 @@ def make_update(
         batch: DeviceBatch,
         keys: jax.Array,
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        images = objective.normalize(batch["image"], dataset.mean, dataset.std)
+        images = normalize(batch["image"], dataset.mean, dataset.std)
         outputs, model_state = model.forward(weights, model_state, keys, images, True)
         logits = outputs["logits"]
-        losses = _of_mixtures(
+        losses = _over_labels(
             lambda labels: objective.cross_entropy(logits, labels, label_smoothing), batch
         )
-        hits = _of_mixtures(lambda labels: objective.in_top(logits, labels, 1), batch)
+        correct = _over_labels(lambda labels: objective.in_top_k(logits, labels, 1), batch)
         loss = jnp.mean(losses)
-        return loss, (model_state, {"loss": loss, "top1": jnp.mean(hits)})
+        return loss, (model_state, {"loss": loss, "top1": jnp.mean(correct)})
 
-    def gradient(model: Model) -> Callable[..., Any]:
+    def grad_fn(model: Model) -> Callable[..., Any]:
         return jax.grad(functools.partial(loss_fn, model), has_aux=True)
 
     def mean_gradient(
         params: chex.ArrayTree, model_state: chex.ArrayTree, batch: DeviceBatch, keys: jax.Array
     ) -> tuple[chex.ArrayTree, chex.ArrayTree, Metrics]:
-        """Gradient, model state and metrics, means over the examples of all devices."""
-        weights, to_params = jax.vjp(lambda params: model.prepare(params, batch["image"]), params)
+        """Computes gradient, model state and metrics, averaged over the devices' examples."""
+        weights, prepare_vjp = jax.vjp(lambda params: model.prepare(params, batch["image"]), params)
         if micro_batch_size in (0, len(keys)):
-            of_weights, (model_state, metrics) = gradient(model)(weights, model_state, batch, keys)
+            weight_grads, (model_state, metrics) = grad_fn(model)(weights, model_state, batch, keys)
         else:
-            of_weights, model_state, metrics = _accumulate(
-                gradient(in_loop), weights, model_state, (batch, keys), micro_batch_size
+            weight_grads, model_state, metrics = _accumulate(
+                grad_fn(model_in_loop), weights, model_state, (batch, keys), micro_batch_size
             )
-        (grads,) = to_params(of_weights)
-        # On one device XLA would copy every gradient for a mean that changes none.
-        if lax.axis_size(_AXIS) > 1:
-            grads, model_state, metrics = lax.pmean((grads, model_state, metrics), _AXIS)
+        (grads,) = prepare_vjp(weight_grads)
+        # On one device the mean changes nothing, but XLA would copy every gradient for it.
+        if lax.axis_size(AXIS) > 1:
+            grads, model_state, metrics = lax.pmean((grads, model_state, metrics), AXIS)
         return grads, model_state, metrics
 
     def update(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
-        # Here arrays lose pmap's axis of one device, which they get back at the end: what would do
-        # so besides other work could not replace them in place.
+        # pmap reshapes each array to drop its axis of one device, and back at the end. Fused into
+        # other operations, the reshape would keep XLA from updating the array in place.
         state = materialize(state)
         examples = len(batch["image"])
         keys = _example_keys(state, examples)
         params = state.params
-        if sam.rho:
-            part = sam.examples(examples, micro_batch_size)
-            some = jax.tree.map(lambda array: array[:part], (batch, keys))
-            grads, _, _ = mean_gradient(params, state.model_state, *some)
+        if sam:
+            count = sam.ascent_examples(examples, micro_batch_size)
+            first = jax.tree.map(lambda array: array[:count], (batch, keys))
+            grads, _, _ = mean_gradient(params, state.model_state, *first)
             params = ascend(params, grads, sam.rho)
         grads, model_state, metrics = mean_gradient(params, state.model_state, batch, keys)
-        # Without the barrier, XLA may compute the gradients once more in the loops of their norm.
-        grad_norm = optax.tree.norm(lax.optimization_barrier(grads))
-        new_state = apply_gradients(
-            optimizer, state._replace(model_state=model_state), grads, ema_decay
-        )
-        metrics = {**metrics, "grad_norm": grad_norm}
-        if look:
-            metrics["clipping"] = look(state.step + 1, grads, state.params)
-        return new_state, metrics
+        # Without the barrier, XLA may recompute the gradients in the reduction of their norm.
+        metrics["grad_norm"] = optax.tree.norm(lax.optimization_barrier(grads))
+        if clipping_stats:
+            metrics["clipping"] = clipping_stats(state.step + 1, grads, state.params)
+        state = state._replace(model_state=model_state)
+        return apply_gradients(optimizer, state, grads, ema_decay), metrics
 
-    return jax.pmap(update, axis_name=_AXIS, devices=devices, donate_argnums=0)
+    return jax.pmap(update, axis_name=AXIS, devices=devices, donate_argnums=0)
 
 
 def _accumulate(
-    gradient: Callable[..., Any],
+    grad_fn: Callable[..., Any],
     weights: Any,
     model_state: chex.ArrayTree,
     examples: chex.ArrayTree,
-    size: int,
+    micro_batch_size: int,
 ) -> tuple[Any, chex.ArrayTree, Metrics]:
-    """Means of gradient and metrics over parts of so many examples; the last model state."""
-    parts = jax.tree.map(lambda array: array.reshape(-1, size, *array.shape[1:]), examples)
-    count = len(jax.tree.leaves(parts)[0])
+    """Averages gradient and metrics over micro-batches.
 
-    def add(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], None]:
+    Returns:
+      The mean gradient, the model state after the last micro-batch, and the mean metrics.
+    """
+    micro_batches = jax.tree.map(
+        lambda array: array.reshape(-1, micro_batch_size, *array.shape[1:]), examples
+    )
+    count = len(jax.tree.leaves(micro_batches)[0])
+
+    def add(carry: tuple[Any, Any], micro_batch: Any) -> tuple[tuple[Any, Any], None]:
         sums, model_state = carry
-        grads, (model_state, metrics) = gradient(weights, model_state, *part)
+        grads, (model_state, metrics) = grad_fn(weights, model_state, *micro_batch)
         return (jax.tree.map(jnp.add, sums, (grads, metrics)), model_state), None
 
-    first = jax.tree.map(lambda array: array[0], parts)
-    grads, (_, metrics) = jax.eval_shape(gradient, weights, model_state, *first)
-    # Sums of bfloat16 would lose what small parts add.
+    first = jax.tree.map(lambda array: array[0], micro_batches)
+    grads, (_, metrics) = jax.eval_shape(grad_fn, weights, model_state, *first)
+    # A sum in bfloat16 would lose small terms.
     zeros = jax.tree.map(lambda array: jnp.zeros(array.shape, jnp.float32), (grads, metrics))
-    (sums, model_state), _ = lax.scan(add, (zeros, model_state), parts)
+    (sums, model_state), _ = lax.scan(add, (zeros, model_state), micro_batches)
     grads, metrics = jax.tree.map(
         lambda total, array: (total / count).astype(array.dtype), sums, (grads, metrics)
     )
@@ -208,67 +228,49 @@ def _accumulate(
 def make_evaluate(
     model: Model, dataset: Dataset, *, devices: Sequence[jax.Device]
 ) -> Callable[[chex.ArrayTree, chex.ArrayTree, DeviceBatch], Metrics]:
-    """Sums of metrics over a batch's real examples.
+    """Makes the function that evaluates one batch on all devices.
+
+    Args:
+      model: the network.
+      dataset: the images' mean and standard deviation.
+      devices: the devices of all hosts, those of each host together.
 
     Returns:
-      ``(params, model_state, batch) -> sums`` of replicated parameters and a batch from
-      ``transfer``, with ``loss`` (no smoothing), ``top1``, ``top5`` and ``examples``, equal on all
-      devices.
+      ``(params, model_state, batch) -> sums``, a ``jax.pmap``. Parameters and model state are
+      replicated. The batch comes from ``devices.transfer`` and holds ``image``, ``label`` and
+      ``mask``, which is 0 for examples that only fill the batch. The sums over all other examples,
+      equal on all devices, are ``loss`` (without label smoothing), ``top1``, ``top5`` and
+      ``examples``.
     """
 
     def evaluate(
         params: chex.ArrayTree, model_state: chex.ArrayTree, batch: DeviceBatch
     ) -> Metrics:
-        images = objective.normalize(batch["image"], dataset.mean, dataset.std)
+        images = normalize(batch["image"], dataset.mean, dataset.std)
         outputs, _ = model.apply(params, model_state, None, images, False)
         logits, labels = outputs["logits"], batch["label"]
-        figures = {
+        metrics = {
             "loss": objective.cross_entropy(logits, labels),
-            "top1": objective.in_top(logits, labels, 1),
-            "top5": objective.in_top(logits, labels, 5),
+            "top1": objective.in_top_k(logits, labels, 1),
+            "top5": objective.in_top_k(logits, labels, 5),
             "examples": jnp.ones(len(labels)),
         }
-        sums = {name: jnp.sum(values * batch["mask"]) for name, values in figures.items()}
-        return lax.psum(sums, _AXIS)
+        sums = {name: jnp.sum(values * batch["mask"]) for name, values in metrics.items()}
+        return lax.psum(sums, AXIS)
 
-    return jax.pmap(evaluate, axis_name=_AXIS, devices=devices)
-
-
-def replicate(tree: chex.ArrayTree, devices: Sequence[jax.Device]) -> chex.ArrayTree:
-    """A copy of the tree on each device, as ``pmap`` takes it: with one leading axis more."""
-    # The axis has the updates' name: by another, their first outputs would be compiled for anew.
-    copy = jax.pmap(lambda _, leaves: leaves, _AXIS, in_axes=(0, None), devices=devices)
-    return copy(np.arange(len(local(devices))), tree)
+    return jax.pmap(evaluate, axis_name=AXIS, devices=devices)
 
 
-def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Those of this host."""
-    return [device for device in devices if device.process_index == jax.process_index()]
-
-
-def fetch(tree: chex.ArrayTree) -> chex.ArrayTree:
-    """The first device's copy of a replicated tree, as arrays of the host's own memory."""
-    return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], tree)
-
-
-def transfer(batch: Mapping[str, np.ndarray], devices: Sequence[jax.Device]) -> DeviceBatch:
-    """One host's batch ``[B, ...]`` on its devices, as ``[devices, B / devices, ...]``."""
-    here = local(devices)
-    sharding = NamedSharding(Mesh(np.array(here), (_AXIS,)), PartitionSpec(_AXIS))
-    parts = {name: array.reshape(len(here), -1, *array.shape[1:]) for name, array in batch.items()}
-    return jax.device_put(parts, sharding)
-
-
-def _of_mixtures(figure: Callable[[jax.Array], jax.Array], batch: DeviceBatch) -> jax.Array:
-    """A figure of each example and its label; of a mixture, of both labels by their shares."""
-    own = figure(batch["label"])
+def _over_labels(metric: Callable[[jax.Array], jax.Array], batch: DeviceBatch) -> jax.Array:
+    """Computes a metric ``[N]`` of labels; of mixed images, its mean weighted by their shares."""
+    values = metric(batch["label"])
     if "share" not in batch:
-        return own
-    return batch["share"] * own + (1 - batch["share"]) * figure(batch["other_label"])
+        return values
+    return batch["share"] * values + (1 - batch["share"]) * metric(batch["other_label"])
 
 
 def _example_keys(state: TrainState, examples: int) -> jax.Array:
-    """A key for each of this device's examples, by the step and the place in the global batch."""
+    """Derives a key ``[N]`` for each example from the step and its position in the global batch."""
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    places = lax.axis_index(_AXIS) * examples + jnp.arange(examples)
-    return jax.vmap(jax.random.fold_in, (None, 0))(step_key, places)
+    positions = lax.axis_index(AXIS) * examples + jnp.arange(examples)
+    return jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions)

@@ -1,4 +1,4 @@
-"""The folder of a run: who it belongs to, and what it is of."""
+"""The workdir of a run: the configuration and the class names that belong to it."""
 
 import json
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ import ml_collections
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import hosts, reporting
 
-# Fields that a resumed run may change: they do not touch what is learned.
+# Fields that may change when a run resumes, as they do not affect what it learns.
 _FREE_FIELDS = frozenset(
     {
-        "imports",
         "num_devices",
+        "imports",
         "micro_batch_size",
         "log_every",
         "look_every",
@@ -30,14 +30,18 @@ _FREE_FIELDS = frozenset(
 )
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Makes the folder, or takes it up again, for the run of this configuration.
+def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the folder of a run, or accepts it for resuming, and writes ``config.json``.
 
-    Writes ``config.json``. A folder without a checkpoint belongs to nobody.
+    A folder without checkpoints is accepted for any run.
+
+    Args:
+      workdir: the folder.
+      config: the configuration of the run.
 
     Raises:
-      InputError: the folder cannot be made, or it holds a checkpoint of a run that learns something
-        else; the message names the differences. The folder is left as it was.
+      InputError: the folder cannot be made, or it holds a checkpoint of a run with another
+        configuration; the message lists the differences. The folder stays as it was.
     """
     if any(workdir.glob("checkpoints/[0-9]*")):
         _check_same_run(workdir, config)
@@ -50,8 +54,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         raise InputError(f"{workdir} cannot be a workdir: {error.strerror}") from error
 
 
-def note_classes(workdir: Path, names: Sequence[str]) -> None:
-    """Writes ``classes.json``, the names in the order of the labels, for those who use the run."""
+def write_class_names(workdir: Path, names: Sequence[str]) -> None:
+    """Writes ``classes.json``: the class names in the order of the labels."""
     if hosts.is_first():
         reporting.write_json(workdir / "classes.json", list(names))
 
@@ -61,7 +65,7 @@ def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
         before = _flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{workdir} has checkpoints but no readable config.json: take another --workdir"
+            f"{workdir} has checkpoints but no readable config.json: use another workdir"
         ) from error
     now = _flatten(json.loads(config.to_json()))
     differences = [
@@ -71,12 +75,13 @@ def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
     ]
     if differences:
         raise InputError(
-            f"{workdir} holds a run of another configuration ({'; '.join(differences)}): take "
-            "another --workdir"
+            f"{workdir} holds a run of another configuration ({'; '.join(differences)}): use "
+            "another workdir"
         )
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested dictionaries to one with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):

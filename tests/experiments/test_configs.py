@@ -234,12 +234,12 @@ def test_a_recipe_is_refused_for_a_field_too_few_or_too_many(
 
 def test_a_run_that_was_started_without_imports_resumes(tmp_path: Path) -> None:
     config = digits.get_config()
-    workdir.claim(tmp_path, config)
+    workdir.claim_workdir(tmp_path, config)
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written.pop("imports") == []
     (tmp_path / "config.json").write_text(json.dumps(written))
-    workdir.claim(tmp_path, config)
+    workdir.claim_workdir(tmp_path, config)
     config.seed = 1
     with pytest.raises(InputError, match="seed 0 there, 1 here"):
-        workdir.claim(tmp_path, config)
+        workdir.claim_workdir(tmp_path, config)

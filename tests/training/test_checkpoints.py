@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert (step, progress["at"]) == (1, 1)
     chex.assert_trees_all_equal(restored, at(1))
     assert len(told) == 1
-    assert told[0].startswith("checkpoint 2 is damaged, passed over: ")
+    assert told[0].startswith("checkpoint 2 is damaged and skipped: ")
     assert len(list((tmp_path / "damaged").iterdir())) == 1
     save(folder, {2: None})  # Its step can be written again.
     found = restore(folder)
@@ -108,7 +108,7 @@ def test_nothing_is_touched_where_none_is_whole(tmp_path: Path) -> None:
     save(tmp_path, {1: None, 2: None})
     for step in (1, 2):
         cut_short(tmp_path / str(step))
-    with pytest.raises(InputError, match="no checkpoint in .* is whole .newest, 2: .*workdir"):
+    with pytest.raises(InputError, match="every checkpoint in .* is damaged .newest, 2: .*workdir"):
         restore(tmp_path)
     assert steps(tmp_path) == {1, 2}
 

@@ -11,6 +11,7 @@ import pytest
 
 import nfnets_jax
 from nfnets_jax import optax_agc
+from nfnets_jax.devices import fetch, replicate, transfer
 from nfnets_jax.models.efficientnet import Stage
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import step
@@ -56,9 +57,9 @@ def check_training(model: Model, folder: Path) -> None:
     devices = jax.devices()[:2]
     update, create_state = make_update(model)
     new = create_state()
-    before = step.fetch(step.replicate(new, devices))
-    state, metrics = update(step.replicate(new, devices), step.transfer(batch(), devices))
-    after = step.fetch(state)
+    before = fetch(replicate(new, devices))
+    state, metrics = update(replicate(new, devices), transfer(batch(), devices))
+    after = fetch(state)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, metrics)))
     for old, trained in ((before.params, after.params), (before.model_state, after.model_state)):
         changed = jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), old, trained))
@@ -90,7 +91,7 @@ def test_every_model_trains_and_is_restored(name: str, tmp_path: Path) -> None:
         check_training(model, tmp_path)
         return
     replicated = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), new)
-    after, metrics = jax.eval_shape(update, replicated, step.transfer(batch(), jax.devices()[:2]))
+    after, metrics = jax.eval_shape(update, replicated, transfer(batch(), jax.devices()[:2]))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), replicated
     )
@@ -102,13 +103,13 @@ def test_running_statistics_are_the_mean_over_the_devices() -> None:
     update, create_state = make_update(model)
     devices, images = jax.devices()[:2], (batch()["image"] / np.float32(255) - 0.5) / 0.3
     new = create_state()
-    after, _ = update(step.replicate(new, devices), step.transfer(batch(), devices))
+    after, _ = update(replicate(new, devices), transfer(batch(), devices))
     run = jax.jit(lambda images: model.apply(new.params, new.model_state, None, images, True)[1])
     states = [run(jnp.asarray(images[half])) for half in (slice(2), slice(2, 4))]
     expected = jax.tree.map(lambda a, b: (a + b) / 2, *states)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        step.fetch(after.model_state),
+        fetch(after.model_state),
         expected,
     )
     differ = jax.tree.map(lambda a, b: not np.allclose(a, b, rtol=1e-2), *states)

@@ -22,9 +22,9 @@ def test_in_top_ranks_as_a_stable_sort_does() -> None:
     for k in (1, 5):
         expected = (order[:, :k] == labels[:, None]).any(1)
         np.testing.assert_array_equal(
-            objective.in_top(jnp.asarray(logits), jnp.asarray(labels), k), expected
+            objective.in_top_k(jnp.asarray(logits), jnp.asarray(labels), k), expected
         )
 
 
 def test_nan_is_never_right() -> None:
-    assert objective.in_top(jnp.full((1, 10), jnp.nan), jnp.zeros(1, int), 5) == 0
+    assert objective.in_top_k(jnp.full((1, 10), jnp.nan), jnp.zeros(1, int), 5) == 0

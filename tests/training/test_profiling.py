@@ -11,5 +11,5 @@ def test_a_range_of_steps_is_read() -> None:
 
 @pytest.mark.parametrize("text", ["10", "20-10", "0-3", "a-b", "1-2-3"])
 def test_what_is_no_range_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=f"--profile_steps is '{text}'; it takes a first and a"):
+    with pytest.raises(InputError, match=f"profile_steps is '{text}'; it takes a first and a"):
         parse_steps(text)

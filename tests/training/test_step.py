@@ -12,12 +12,14 @@ from ml_collections import ConfigDict
 
 import nfnets_jax
 from nfnets_jax import optax_agc
+from nfnets_jax.data.normalization import normalize
 from nfnets_jax.data.sources import ArraySource, Dataset
+from nfnets_jax.devices import fetch, replicate, transfer
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective, step
-from nfnets_jax.training.optimizers import learning_rate, sgd_in_place
-from nfnets_jax.training.sharpness import SAM
+from nfnets_jax.training.recipe import learning_rate_schedule, sgd_in_place
+from nfnets_jax.training.sam import SAM
 from tests import golden
 
 
@@ -66,7 +68,7 @@ def test_f0_trains_as_published(shared: Path) -> None:
             },
         }
     )
-    schedule = learning_rate(config)
+    schedule = learning_rate_schedule(config)
     model = nfnets_jax.create_model("nfnet_f0", dropout_rate=0.0, stochastic_depth_rate=0.0)
     optimizer = optax_agc.sgd_agc(schedule)
     devices = jax.devices()[:1]
@@ -82,7 +84,7 @@ def test_f0_trains_as_published(shared: Path) -> None:
     state = step.TrainState(
         np.int32(0), np.zeros(2, np.uint32), params, {}, optimizer.init(params), params
     )
-    state = step.replicate(state, devices)
+    state = replicate(state, devices)
     norm = jax.jit(optax.tree.norm)
     for index, row in enumerate(expected["trace"]):
         state, metrics = update(state, {"image": images[index][None], "label": labels[index][None]})
@@ -117,12 +119,12 @@ def train(devices: int, micro_batch_size: int = 0) -> list[float]:
     optimizer = optax_agc.sgd_agc(0.5)
     rng = np.random.default_rng(0)
     used = jax.devices()[:devices]
-    batch = step.transfer(
+    batch = transfer(
         {"image": rng.integers(0, 256, (16, 8, 8, 1), np.uint8), "label": rng.integers(0, 10, 16)},
         used,
     )
     update = make_update(model, optimizer, used, micro_batch_size=micro_batch_size)
-    state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), used)
+    state = replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), used)
     losses = []
     for _ in range(10):
         state, metrics = update(state, batch)
@@ -156,8 +158,8 @@ def test_a_step_replaces_large_arrays_in_place() -> None:
     )
     optimizer, devices = sgd_in_place(0.5), jax.devices()[:1]
     update = make_update(model, optimizer, devices)
-    state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
-    batch = step.transfer(
+    state = replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
+    batch = transfer(
         {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, int)}, devices
     )
     large = {param.shape for param in jax.tree.leaves(state.params) if param.size >= 2**14}
@@ -174,7 +176,7 @@ def test_evaluation_leaves_masked_examples_out() -> None:
     params, state = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     devices = jax.devices()[:2]
     evaluate = step.make_evaluate(model, GRAY, devices=devices)
-    replicated = step.replicate(params, devices)
+    replicated = replicate(params, devices)
 
     def sums(label: list[int], mask: list[float]) -> dict[str, float]:
         batch: Any = {
@@ -182,8 +184,8 @@ def test_evaluation_leaves_masked_examples_out() -> None:
             "label": np.array(label),
             "mask": np.asarray(mask, np.float32),
         }
-        result = evaluate(replicated, state, step.transfer(batch, devices))
-        return {name: float(value) for name, value in step.fetch(result).items()}
+        result = evaluate(replicated, state, transfer(batch, devices))
+        return {name: float(value) for name, value in fetch(result).items()}
 
     whole = sums([1, 2, 3, 4], [1, 1, 1, 1])
     half = sums([1, 2, 9, 9], [1, 1, 0, 0])
@@ -204,14 +206,14 @@ def test_mixtures_are_asked_for_both_labels_by_their_shares() -> None:
     own, other = np.array([1, 2, 3, 4]), np.array([5, 6, 7, 8])
 
     def loss(label: np.ndarray, other_label: np.ndarray, share: list[float]) -> float:
-        state = step.replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
+        state = replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
         batch = {
             "image": images,
             "label": label,
             "other_label": other_label,
             "share": np.array(share, np.float32),
         }
-        return float(update(state, step.transfer(batch, devices))[1]["loss"][0])
+        return float(update(state, transfer(batch, devices))[1]["loss"][0])
 
     first, second = loss(own, other, [1] * 4), loss(other, own, [1] * 4)
     assert first != pytest.approx(second)
@@ -233,7 +235,7 @@ def test_sam_takes_the_gradient_at_the_worst_place_nearby() -> None:
 
     def gradient(params: Any, chosen: list[int]) -> Any:
         def loss(params: Any) -> jax.Array:
-            inputs = objective.normalize(jnp.asarray(images[chosen]), GRAY.mean, GRAY.std)
+            inputs = normalize(jnp.asarray(images[chosen]), GRAY.mean, GRAY.std)
             outputs, _ = model.apply(params, {}, None, inputs, False)
             wanted = jnp.asarray(labels[chosen])
             return jnp.mean(objective.cross_entropy(outputs["logits"], wanted, 0.1))
@@ -247,15 +249,15 @@ def test_sam_takes_the_gradient_at_the_worst_place_nearby() -> None:
         lambda param, grad: param - 0.1 * grad, state.params, gradient(above, list(range(8)))
     )
     update = make_update(model, optax.sgd(0.1), devices, sam=SAM(rho=0.05, fraction=0.5))
-    batch = step.transfer({"image": images, "label": labels}, devices)
-    after, _ = update(step.replicate(state, devices), batch)
-    chex.assert_trees_all_close(step.fetch(after).params, expected, rtol=1e-5, atol=1e-7)
+    batch = transfer({"image": images, "label": labels}, devices)
+    after, _ = update(replicate(state, devices), batch)
+    chex.assert_trees_all_close(fetch(after).params, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_sam_takes_whole_micro_batches_and_refuses_what_cannot_be() -> None:
-    assert [SAM(0.05, 0.2).examples(of) for of in (1, 5, 64)] == [1, 1, 13]
-    assert SAM(0.05, 0.2).examples(64, 16) == 16
-    with pytest.raises(InputError, match="sam_rho is -1"):
+    assert [SAM(0.05, 0.2).ascent_examples(of) for of in (1, 5, 64)] == [1, 1, 13]
+    assert SAM(0.05, 0.2).ascent_examples(64, 16) == 16
+    with pytest.raises(InputError, match="^rho is -1"):
         SAM(-1)
-    with pytest.raises(InputError, match="sam_fraction is 0"):
+    with pytest.raises(InputError, match="^fraction is 0"):
         SAM(0.05, 0)

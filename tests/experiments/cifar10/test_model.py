@@ -11,9 +11,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 import nfnets_jax
 from experiments.cifar10 import model as nf_convnet
+from nfnets_jax.data.normalization import normalize
 from nfnets_jax.data.sources import ArraySource, open_dataset
 from nfnets_jax.errors import InputError
-from nfnets_jax.training import objective
 
 
 def test_gradients_are_batch_normalizations_up_to_scale() -> None:
@@ -50,7 +50,7 @@ def pictures(shared: Path) -> jax.Array:
     """``[500, 32, 32, 3]``, normalized."""
     dataset = open_dataset("tfds:cifar10", str(shared / "data" / "tfds"))
     assert isinstance(dataset.test, ArraySource)
-    return objective.normalize(jnp.asarray(dataset.test.images[:500]), dataset.mean, dataset.std)
+    return normalize(jnp.asarray(dataset.test.images[:500]), dataset.mean, dataset.std)
 
 
 def test_the_stem_whitens_photographs(pictures: jax.Array) -> None:

@@ -1,4 +1,4 @@
-"""The papers' training recipe as a schedule and an optax transformation."""
+"""The training recipe: learning-rate schedule and optimizer of a configuration."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -10,25 +10,25 @@ import optax
 
 from nfnets_jax import optax_agc
 from nfnets_jax.errors import InputError
+from nfnets_jax.training.finetuning import layerwise_decay
 from nfnets_jax.training.fusion import materialize
-from nfnets_jax.training.transfer import scale_by_layer
 
-# Of RMSProp, as EfficientNets were trained (Tan and Le 2021, arXiv:2104.00298, section 5.1), and
-# what its authors' code adds to the mean square.
+# RMSProp as in EfficientNetV2 (Tan and Le 2021, arXiv:2104.00298, section 5.1); the epsilon is that
+# of its authors' code, which adds it to the mean square.
 _RMS_DECAY, _RMS_EPS = 0.9, 1e-3
 _SCHEDULES = ("cosine", "linear", "exponential")
 
 
-def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Linear warm-up to ``base_learning_rate * batch_size / 256``, then a decay.
+def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Creates the learning-rate schedule of ``config.optimizer``: linear warm-up, then decay.
 
-    The linear scaling is of Goyal et al. 2017, arXiv:1706.02677. ``optimizer.warmup_fraction`` is
-    the warm-up's share of ``num_steps``. The decay is a cosine to zero (NFNets, section 6.1), a
-    line to zero, or exponential, in steps: by ``decay_rate`` after every ``decay_fraction`` of
-    ``num_steps``.
+    The peak is ``base_learning_rate * batch_size / 256`` (Goyal et al. 2017, arXiv:1706.02677).
+    Warm-up takes ``warmup_fraction`` of ``num_steps``. The decay is a cosine to zero (Brock et al.
+    2021b, arXiv:2102.06171, section 6.1), a line to zero, or exponential in steps: a factor of
+    ``decay_rate`` after every ``decay_fraction`` of ``num_steps``.
 
     Raises:
-      InputError: no such ``schedule``.
+      InputError: there is no such ``schedule``.
     """
     settings, num_steps = config.optimizer, config.num_steps
     if settings.schedule not in _SCHEDULES:
@@ -48,16 +48,21 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def create_optimizer(
-    config: ml_collections.ConfigDict, heights: Mapping[str, Any]
+    config: ml_collections.ConfigDict, depths: Mapping[str, Any]
 ) -> optax.GradientTransformation:
-    """AGC, weight decay and SGD or RMSProp with momentum, by ``config.optimizer``.
+    """Creates the optimizer of ``config.optimizer``.
 
-    ``clipping`` of 0 leaves AGC out. ``heights`` are those of ``transfer.heights``, by which
-    ``layer_decay`` lowers the learning rate. Parameters may be stacked as ``Model.stacked`` has it,
-    and the heights with them.
+    It clips gradients with AGC unless ``clipping`` is 0, adds weight decay, and updates by SGD or
+    RMSProp with momentum, or by an optimizer that a project registered.
+
+    Args:
+      config: the configuration of the run.
+      depths: depth of each module from ``finetuning.layer_depths``, by which ``layer_decay`` lowers
+        the learning rate. Parameters and depths may both be stacked by ``Model.stacked``.
 
     Raises:
-      InputError: no such ``name`` or ``schedule``, or ``layer_decay`` is no share.
+      InputError: there is no such ``name`` or ``schedule``, ``layer_decay`` is not in [0, 1], or
+        the optimizer does not take the ``weight_decay``.
     """
     settings = config.optimizer
     if not 0 <= settings.layer_decay <= 1:
@@ -65,10 +70,10 @@ def create_optimizer(
     if settings.name not in _OPTIMIZERS:
         known = ", ".join(_OPTIMIZERS)
         raise InputError(f"no optimizer.name {settings.name!r}; there are {known}")
-    optimizer = _OPTIMIZERS[settings.name](settings, learning_rate(config))
+    optimizer = _OPTIMIZERS[settings.name](settings, learning_rate_schedule(config))
     if settings.layer_decay == 1:
         return optimizer
-    return optax.chain(optimizer, scale_by_layer(settings.layer_decay, heights))
+    return optax.chain(optimizer, layerwise_decay(settings.layer_decay, depths))
 
 
 def sgd_in_place(

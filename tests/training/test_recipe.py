@@ -12,13 +12,13 @@ from experiments import recipes
 from experiments.configs import efficientnet
 from nfnets_jax import optax_agc
 from nfnets_jax.errors import InputError
-from nfnets_jax.training.optimizers import create_optimizer, learning_rate, sgd_in_place
-from nfnets_jax.training.transfer import heights
+from nfnets_jax.training.finetuning import layer_depths
+from nfnets_jax.training.recipe import create_optimizer, learning_rate_schedule, sgd_in_place
 
 
 def test_efficientnets_learn_by_their_papers_schedule() -> None:
     config = efficientnet.get_config()
-    schedule, epoch = learning_rate(config), config.num_steps / 350
+    schedule, epoch = learning_rate_schedule(config), config.num_steps / 350
     peak = 5 * epoch  # after the warm-up, in epochs
     assert schedule(round(peak / 2)) == pytest.approx(0.128, rel=0.01)
     for epochs, times in ((0.1, 0), (2.3, 0), (2.5, 1), (24.1, 10), (344, 143)):
@@ -30,7 +30,7 @@ def test_a_linear_schedule_ends_at_zero() -> None:
     config = recipes.small_images("nfnet_micro", "digits", 8)
     config.update(batch_size=512, num_steps=110)
     config.optimizer.update(schedule="linear", base_learning_rate=0.05, warmup_fraction=1 / 11)
-    schedule = learning_rate(config)
+    schedule = learning_rate_schedule(config)
     for step, rate in ((0, 0.0), (5, 0.05), (10, 0.1), (60, 0.05), (109, 0.001), (110, 0.0)):
         assert schedule(step) == pytest.approx(rate, rel=1e-4, abs=1e-8)
 
@@ -39,7 +39,7 @@ def test_a_linear_schedule_ends_at_zero() -> None:
 def test_rmsprop_is_the_formula(clipping: float) -> None:
     config = efficientnet.get_config()
     config.optimizer.update(weight_decay=0.1, clipping=clipping)
-    optimizer, schedule = create_optimizer(config, {}), learning_rate(config)
+    optimizer, schedule = create_optimizer(config, {}), learning_rate_schedule(config)
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((4, 1)).astype(np.float32)
     state = optimizer.init({"conv": {"w": jnp.asarray(weights)}})
@@ -66,7 +66,7 @@ def test_stacked_layers_learn_as_each_alone(name: str) -> None:
     config.optimizer.update(name=name, clipping=0.01, layer_decay=0.5, weight_decay=0.1)
     network: dict[str, Any] = {"depth": (3,), "width": (16,), "strides": (1,), "group_size": 8}
     model = nfnets_jax.create_model("nfnet_micro", 10, **network, looped_blocks=2)
-    height = heights(model, 3)
+    depths = layer_depths(model, 3)
     rng = np.random.default_rng(0)
     params, _ = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     params, *grads = (
@@ -75,7 +75,7 @@ def test_stacked_layers_learn_as_each_alone(name: str) -> None:
     )
 
     def trained(stacked: Callable[[Any], Any]) -> tuple[Any, Any]:
-        optimizer = create_optimizer(config, stacked(height))
+        optimizer = create_optimizer(config, stacked(depths))
         state, updates = optimizer.init(stacked(params)), None
         for gradient in grads:
             updates, state = jax.jit(optimizer.update)(stacked(gradient), state, stacked(params))

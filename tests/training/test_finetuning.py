@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 import nfnets_jax
 from experiments.configs import digits
+from nfnets_jax.devices import transfer
 from nfnets_jax.errors import InputError
-from nfnets_jax.training import loop, step
+from nfnets_jax.training import loop
+from nfnets_jax.training.experiment import Experiment, build_experiment
+from nfnets_jax.training.finetuning import layer_depths, layerwise_decay
 from nfnets_jax.training.memory import compile_update
-from nfnets_jax.training.plan import Plan, make_plan
-from nfnets_jax.training.transfer import heights, scale_by_layer
 from nfnets_jax.weights.pretrained import save_pretrained
 from nfnets_jax.weights.published import Tree
 
@@ -48,7 +49,7 @@ def parameters(path: Path, classes: int = 10, channels: int = 1) -> Tree:
 
 
 def test_layers_are_counted_from_the_logits_down() -> None:
-    found = heights(nfnets_jax.create_model("nfnet_micro", 10), channels=1)
+    found = layer_depths(nfnets_jax.create_model("nfnet_micro", 10), channels=1)
     assert found == {
         **{module: 0 for module in found if module == LINEAR},
         **{module: 1 for module in found if "final_conv" in module},
@@ -57,7 +58,7 @@ def test_layers_are_counted_from_the_logits_down() -> None:
         **{module: 4 for module in found if "nf_block/" in f"{module}/"},
         **{module: 5 for module in found if "stem_conv0" in module},
     }
-    scaled, _ = scale_by_layer(0.5, found).update(
+    scaled, _ = layerwise_decay(0.5, found).update(
         {module: {"w": jnp.ones(2)} for module in found}, optax.EmptyState(), None
     )
     assert scaled[LINEAR]["w"][0] == 1
@@ -69,18 +70,18 @@ def test_a_run_starts_from_what_it_is_given(
 ) -> None:
     path = tmp_path / "start.safetensors"
     params = parameters(path)
-    state = make_plan(configuration(weights=str(path))).create_state()
+    state = build_experiment(configuration(weights=str(path))).create_state()
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     jax.tree.map(np.testing.assert_array_equal, state.ema_params, params)
     assert capsys.readouterr().err == ""
-    state = make_plan(configuration(weights=str(path), new_classifier=True)).create_state()
-    assert "a new classifier for 10 classes in place of that for 10" in capsys.readouterr().err
+    state = build_experiment(configuration(weights=str(path), new_classifier=True)).create_state()
+    assert "a new classifier for 10 classes replaces the one for 10" in capsys.readouterr().err
     assert not state.params[LINEAR]["b"].any()
     assert np.abs(state.params[LINEAR]["w"] - params[LINEAR]["w"]).max() > 0.01
     state.params[LINEAR] = params[LINEAR]
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     parameters(path, classes=3)
-    state = make_plan(configuration(weights=str(path))).create_state()
+    state = build_experiment(configuration(weights=str(path))).create_state()
     assert "a new classifier for 10 classes in place of that for 3" in capsys.readouterr().err
     assert state.params[LINEAR]["w"].shape[1] == 10
 
@@ -104,14 +105,14 @@ def test_what_cannot_be_started_from_is_told_before_anything_is_written(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def _flops(plan: Plan) -> float:
+def _flops(experiment: Experiment) -> float:
     """Of one update, as compiled."""
     batch: dict[str, np.ndarray] = {
         "image": np.zeros((16, 8, 8, 1), np.uint8),
         "label": np.zeros(16, np.int32),
     }
-    state = plan.to_devices(plan.create_state())
-    update = compile_update(plan, state, step.transfer(batch, plan.devices), print)
+    state = experiment.to_devices(experiment.create_state())
+    update = compile_update(experiment, state, transfer(batch, experiment.devices), print)
     return update.cost_analysis()["flops"]  # type: ignore[attr-defined]
 
 
@@ -121,7 +122,7 @@ def test_a_frozen_backbone_does_not_move_and_costs_no_gradient(tmp_path: Path) -
     params = parameters(path)
     whole, frozen = configuration(weights=str(path)), configuration(weights=str(path))
     frozen.optimizer.layer_decay = 0.0
-    assert _flops(make_plan(frozen)) < 0.5 * _flops(make_plan(whole))
+    assert _flops(build_experiment(frozen)) < 0.5 * _flops(build_experiment(whole))
     loop.train(frozen, tmp_path / "run")
     learned = nfnets_jax.load_pretrained("nfnet_micro", tmp_path / "run", average=False, **SMALL)
     for module, values in params.items():

@@ -1,0 +1,261 @@
+"""An experiment: everything that a configuration names, built and checked before it runs."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from nfnets_jax.data import pipeline
+from nfnets_jax.data.augmentation import find_augmentation
+from nfnets_jax.data.mixing import Mixing
+from nfnets_jax.data.read_errors import check_readable
+from nfnets_jax.data.reader import Reader
+from nfnets_jax.data.sources import Dataset, open_dataset
+from nfnets_jax.data.transforms import CenterCrop
+from nfnets_jax.devices import DeviceBatch, fetch, replicate, transfer
+from nfnets_jax.errors import InputError
+from nfnets_jax.models.counting import Summary, summarize
+from nfnets_jax.models.registry import Model, create_model
+from nfnets_jax.training.finetuning import (
+    Pretrained,
+    layer_depths,
+    load_initial_weights,
+    merge_params,
+)
+from nfnets_jax.training.recipe import create_optimizer
+from nfnets_jax.training.sam import SAM
+from nfnets_jax.training.step import TrainState, create_state
+from nfnets_jax.training.telemetry import ClippingStats
+
+_ON_DIVERGENCE = ("stop", "skip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts of a training run.
+
+    Attributes:
+      config: the configuration that they are built from.
+      devices: the devices of all hosts, those of each host together.
+      dataset: training and test images.
+      model: the network.
+      pretrained: weights that replace the initial ones; empty when training from scratch.
+      optimizer: the optimizer of the parameters.
+      sam: sharpness-aware minimization; None for plain gradients.
+      clipping_stats: statistics of the clipping; None for none.
+      train_batches: this host's parts of the training batches, without end.
+      test_batches: this host's parts of the test batches; None if there are no test images.
+    """
+
+    config: ml_collections.ConfigDict
+    devices: list[jax.Device]
+    dataset: Dataset
+    model: Model
+    pretrained: Pretrained
+    optimizer: optax.GradientTransformation
+    sam: SAM | None
+    clipping_stats: ClippingStats | None
+    train_batches: pipeline.Batches
+    test_batches: pipeline.Batches | None
+
+    @property
+    def description(self) -> str:
+        """The experiment in one line."""
+        config, dataset, hosts = self.config, self.dataset, jax.process_count()
+        test = f"tested on {len(dataset.test)}" if dataset.test else "not tested: no test images"
+        return (
+            f"{config.model.name} on {len(dataset.train)} images of {len(dataset.class_names)} "
+            f"classes ({config.data.name}), {test}; "
+            f"{len(self.devices)} x {self.devices[0].device_kind}"
+            f"{f' on {hosts} hosts' if hosts > 1 else ''}, batch {config.batch_size}"
+        )
+
+    def summarize_model(self) -> Summary:
+        """Counts the parameters and operations of the network's parts."""
+        return summarize(self.model, self.config.data.image_size, self.dataset.channels)
+
+    def create_state(self) -> TrainState:
+        """Creates the state before the first step, on the default device."""
+        size = self.config.data.image_size
+        shape = (1, size, size, self.dataset.channels)
+        state = create_state(self.model, self.optimizer, shape, self.config.seed)
+        params = merge_params(state.params, self.pretrained.params)
+        return state._replace(
+            params=params,
+            ema_params=params,
+            model_state=merge_params(state.model_state, self.pretrained.model_state),
+        )
+
+    def read(self, batches: pipeline.Batches, start: int, log: Callable[[str], None]) -> Reader:
+        """Reads batches ahead and takes them to the devices.
+
+        Args:
+          batches: the training or the test batches.
+          start: index of the first batch.
+          log: called with one line when a worker process is replaced.
+
+        Returns:
+          An iterator over ``(unreadable, batch)``: messages about the images that could not be
+          read, and the batch as ``devices.transfer`` returns it.
+        """
+
+        def prepare(batch: Any) -> tuple[list[str], DeviceBatch]:
+            unreadable = batch.pop("unreadable")
+            return unreadable.tolist(), transfer(batch, self.devices)
+
+        workers = self.config.data.num_workers
+        return Reader(batches, start, workers, prepare=prepare, warn=log)
+
+    def to_devices(self, state: TrainState) -> TrainState:
+        """Copies a state to every device, with the parameters of equal blocks stacked."""
+        # NumPy stacks at once; on a device, stacking would have to be compiled.
+        host_state = jax.tree.map(np.asarray, state)
+        return replicate(self.model.stacked(host_state), self.devices)
+
+    def to_host(self, tree: chex.ArrayTree) -> Any:
+        """Copies a replicated tree to NumPy arrays, with the parameters of equal blocks unstacked.
+
+        The inverse of ``to_devices``; also takes parts of a state.
+        """
+        return self.model.unstacked(fetch(tree))
+
+
+def build_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """Builds everything that a configuration names.
+
+    Opens the data and reads pretrained weights, but writes nothing.
+
+    Args:
+      config: such as ``experiments/configs`` define them.
+
+    Raises:
+      InputError: a field has a value that it does not take, or data or weights cannot be read.
+    """
+    _check_fields(config)
+    devices = _select_devices(config)
+    _create_model(config, num_classes=1)  # So that a wrong name fails before the data are opened.
+    dataset = _open_dataset(config)
+    model = _create_model(config, len(dataset.class_names))
+    depths = layer_depths(model, dataset.channels)
+    optimizer = create_optimizer(config, model.stacked(depths))
+    if config.optimizer.layer_decay == 0:
+        model = model.with_frozen_backbone()
+    train_batches, test_batches = _create_batches(config, dataset)
+    return Experiment(
+        config=config,
+        devices=devices,
+        dataset=dataset,
+        model=model,
+        pretrained=load_initial_weights(config, dataset, model),
+        optimizer=optimizer,
+        sam=_create_sam(config),
+        clipping_stats=_create_clipping_stats(config),
+        train_batches=train_batches,
+        test_batches=test_batches,
+    )
+
+
+def _check_fields(config: ml_collections.ConfigDict) -> None:
+    for field in ("batch_size", "num_steps", "log_every", "keep_checkpoints"):
+        if config[field] < 1:
+            raise InputError(f"{field} is {config[field]}; it takes a number from 1 on")
+    if config.on_divergence not in _ON_DIVERGENCE:
+        raise InputError(
+            f"on_divergence is {config.on_divergence!r}; it takes {' or '.join(_ON_DIVERGENCE)}"
+        )
+
+
+def _select_devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
+    """Returns the devices of all hosts, those of each host together."""
+    available, wanted = jax.local_devices(), config.num_devices
+    if not 0 <= wanted <= len(available):
+        raise InputError(
+            f"num_devices is {wanted}, and there are {len(available)} ({available[0].platform}); "
+            "0 takes all"
+        )
+    devices: list[jax.Device] = []
+    for process in range(jax.process_count()):
+        of_host = [device for device in jax.devices() if device.process_index == process]
+        devices += of_host[: wanted or None]
+    count = len(devices)
+    if config.batch_size % count:
+        nearest = max(1, round(config.batch_size / count)) * count
+        raise InputError(
+            f"batch_size {config.batch_size} does not divide evenly over {count} devices; the "
+            f"nearest that does is {nearest}"
+        )
+    examples, size = config.batch_size // count, config.micro_batch_size
+    if size and examples % size:
+        raise InputError(
+            f"micro_batch_size {size} does not divide the {examples} images that each device gets "
+            f"of a batch of {config.batch_size}"
+        )
+    return devices
+
+
+def _create_model(config: ml_collections.ConfigDict, num_classes: int) -> Model:
+    return create_model(**config.model, num_classes=num_classes, precision=config.precision)
+
+
+def _open_dataset(config: ml_collections.ConfigDict) -> Dataset:
+    data = config.data
+    dataset = open_dataset(data.name, data.dir, data.test_dir, data.image_size)
+    if data.holdout:
+        dataset = dataset.hold_out(data.holdout)
+    for source in filter(None, (dataset.train, dataset.test)):
+        check_readable(source)
+    return dataset
+
+
+def _create_batches(
+    config: ml_collections.ConfigDict, dataset: Dataset
+) -> tuple[pipeline.Batches, pipeline.Batches | None]:
+    """Creates this host's parts of the training and the test batches."""
+    data, augment = config.data, config.augment
+    if augment.randaugment_layers and dataset.channels != 3:
+        raise InputError(
+            f"augment.randaugment_layers is {augment.randaugment_layers}, and the images of "
+            f"{data.name} have no colors: they take 0"
+        )
+    augmentation = find_augmentation(augment.name)(
+        size=data.image_size,
+        crop=data.crop,
+        padding=data.padding,
+        reflect=data.reflect,
+        flip=data.flip,
+        mixing=Mixing(augment.mixup_alpha, augment.cutmix),
+        randaugment_layers=augment.randaugment_layers,
+        randaugment_magnitude=augment.randaugment_magnitude,
+    )
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    train_batches = pipeline.train_batches(
+        dataset.train, augmentation, config.batch_size, config.seed, **processes
+    )
+    if not dataset.test:
+        return train_batches, None
+    crop = CenterCrop(data.test_image_size, data.test_margin, data.test_crop)
+    return train_batches, pipeline.eval_batches(
+        dataset.test, crop, dataset.channels, config.batch_size, **processes
+    )
+
+
+def _create_sam(config: ml_collections.ConfigDict) -> SAM | None:
+    settings = config.optimizer
+    if not settings.sam_rho:
+        return None
+    try:
+        return SAM(rho=settings.sam_rho, fraction=settings.sam_fraction)
+    except InputError as error:  # It starts with "rho is" or "fraction is".
+        raise InputError(f"optimizer.sam_{error}") from error
+
+
+def _create_clipping_stats(config: ml_collections.ConfigDict) -> ClippingStats | None:
+    settings = config.optimizer
+    if not config.look_every or not settings.clipping:
+        return None
+    return ClippingStats(config.look_every, settings.clipping, settings.clipping_eps)
