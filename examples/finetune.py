@@ -45,9 +45,9 @@ def fit(params: hk.Params, examples: np.ndarray, steps: int) -> hk.Params:
     return params
 
 
-trained = fit(initial, low, steps=60)
+trained = fit(initial, low, steps=40)
 pretrained = {**trained, model.classifier: initial[model.classifier]}  # The classes are new.
-tuned = fit(pretrained, high[:50], steps=30)
+tuned = fit(pretrained, high[:50], steps=20)
 apply = jax.jit(model.apply, static_argnames="is_training")
 outputs, _ = apply(tuned, model_state, None, images[high[50:]], is_training=False)
 accuracy = np.mean(outputs["logits"].argmax(-1) == labels[high[50:]])
