@@ -38,6 +38,11 @@ DEVELOPMENT = [
     "pytest-xdist>=3.6",
     "ruff>=0.6",
 ]
+DOCUMENTATION = [
+    "mkdocs>=1.6",
+    "mkdocs-material>=9.6",
+    "mkdocstrings-python>=2.0",
+]
 # It wants an Orbax before 0.11.37, older than that of constraints.txt.
 ONNX = ["jax2onnx>=0.17"]
 
@@ -53,7 +58,12 @@ setup(
     packages=find_packages(include=["nfnets_jax*"]),
     package_data={"nfnets_jax": ["py.typed"]},
     install_requires=LIBRARY,
-    extras_require={"train": TRAINING, "dev": TRAINING + DEVELOPMENT, "onnx": ONNX},
+    extras_require={
+        "train": TRAINING,
+        "dev": TRAINING + DEVELOPMENT,
+        "docs": DOCUMENTATION,
+        "onnx": ONNX,
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
