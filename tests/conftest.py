@@ -1,17 +1,17 @@
-"""Eight virtual devices for every test, and the shared data for those that need them."""
+"""Sets up eight virtual CPU devices for every test, and finds the sample data that some need."""
 
 import atexit
 import os
 import shutil
 import tempfile
 
-# Programs that run once are compiled without LLVM's optimizations; XLA's own are as ever.
+# Most programs run once, so LLVM's optimizations are off; XLA's own stay on.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
-# Many tests compile the same small programs: they do so once a session, in all its processes.
+# Many tests compile the same small programs; all processes of a session share one cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nfnets_jax_")
@@ -23,12 +23,13 @@ import pytest
 
 from benchmarks.shared_folder import shared_folder
 
-collect_ignore = ["weights/run_timm.py"]  # It is run by another Python.
+collect_ignore = ["weights/run_timm.py"]  # A Python with torch and timm runs it.
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
+    """Returns the folder of sample images and datasets; skips the test where it is absent."""
     folder = shared_folder()
     if folder is None:
-        pytest.skip("no shared data: set NFNETS_SHARED to the folder that holds them")
+        pytest.skip("sample data are absent: set NFNETS_SHARED to their folder")
     return folder

@@ -1,6 +1,5 @@
 import functools
 import re
-from pathlib import Path
 from typing import Any
 
 import haiku as hk
@@ -53,8 +52,8 @@ def shapes(name: str) -> dict[str, dict[str, list[int]]]:
 @pytest.mark.parametrize(
     "name", ["nfnet_f0", "nfnet_f3", "nfnet_f0_plus", "nf_resnet50", "nf_regnet_b0"]
 )
-def test_parameter_tree_is_the_published_one(shared: Path, name: str) -> None:
-    assert shapes(name) == golden.load(shared, "parameter_trees.json")[name]
+def test_parameter_tree_is_the_published_one(name: str) -> None:
+    assert shapes(name) == golden.load("parameter_trees.json")[name]
 
 
 @pytest.mark.parametrize(
@@ -65,14 +64,14 @@ def test_parameter_tree_is_the_published_one(shared: Path, name: str) -> None:
         for n in PUBLISHED
     ],
 )
-def test_parameter_count_is_the_published_one(shared: Path, name: str) -> None:
+def test_parameter_count_is_the_published_one(name: str) -> None:
     count = sum(int(np.prod(s)) for module in shapes(name).values() for s in module.values())
-    assert count == golden.load(shared, "parameter_counts.json")[name]
+    assert count == golden.load("parameter_counts.json")[name]
 
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "nf_resnet50", "nf_regnet_b0"])
-def test_logits_and_gradients_are_the_published_ones(shared: Path, name: str) -> None:
-    expected = golden.load(shared, f"{name}.json")
+def test_logits_and_gradients_are_the_published_ones(name: str) -> None:
+    expected = golden.load(f"{name}.json")
     model = nfnets_jax.create_model(name)
     params = golden.parameters(shapes(name))
     images = golden.images(expected["batch"], expected["image_size"])

@@ -158,8 +158,8 @@ def test_onnx_without_its_package_is_told(small: Frozen, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_folded_f0_gives_the_published_logits(shared: Path) -> None:
-    expected = golden.load(shared, "nfnet_f0.json")
+def test_folded_f0_gives_the_published_logits() -> None:
+    expected = golden.load("nfnet_f0.json")
     model = nfnets_jax.create_model("nfnet_f0")
     images = jnp.asarray(golden.images(expected["batch"], expected["image_size"]))
     logits = frozen.fold(model, parameters(model))(images)["logits"]

@@ -1,5 +1,4 @@
 import re
-from pathlib import Path
 from typing import Any
 
 import chex
@@ -49,9 +48,9 @@ def make_update(
     )
 
 
-def test_f0_trains_as_published(shared: Path) -> None:
+def test_f0_trains_as_published() -> None:
     """Six steps: loss, learning rate and the norms of gradients, parameters and their average."""
-    expected = golden.load(shared, "train_nfnet_f0.json")
+    expected = golden.load("train_nfnet_f0.json")
     steps, batch, size = expected["steps"], expected["batch"], expected["image_size"]
     images = golden.generator("train_images").standard_normal(
         (steps, batch, size, size, 3), dtype=np.float32
@@ -80,7 +79,7 @@ def test_f0_trains_as_published(shared: Path) -> None:
         ema_decay=expected["ema_decay"],
         devices=devices,
     )
-    params = golden.parameters(golden.load(shared, "parameter_trees.json")["nfnet_f0"])
+    params = golden.parameters(golden.load("parameter_trees.json")["nfnet_f0"])
     state = step.TrainState(
         np.int32(0), np.zeros(2, np.uint32), params, {}, optimizer.init(params), params
     )

@@ -47,9 +47,9 @@ WRITERS: dict[str, Callable[[Path, Tree], None]] = {
 }
 
 
-def test_published_parameters_give_the_published_logits(shared: Path, tmp_path: Path) -> None:
-    shapes = golden.load(shared, "parameter_trees.json")["nfnet_f0"]
-    expected = golden.load(shared, "nfnet_f0.json")
+def test_published_parameters_give_the_published_logits(tmp_path: Path) -> None:
+    shapes = golden.load("parameter_trees.json")["nfnet_f0"]
+    expected = golden.load("nfnet_f0.json")
     tree = golden.parameters(shapes)
     (tmp_path / "F0_haiku.npz").write_bytes(pickle.dumps(tree, 4))
     params = nfnets_jax.load_pretrained("nfnet_f0", tmp_path / "F0_haiku.npz")

@@ -1,4 +1,4 @@
-"""Golden figures: how their inputs were made, and where their outputs lie."""
+"""Golden figures: their inputs, drawn as README.md says, and the figures that belong to them."""
 
 import json
 import math
@@ -13,15 +13,17 @@ Tree = dict[str, dict[str, np.ndarray]]
 
 
 def generator(name: str) -> np.random.Generator:
+    """Returns the random numbers of the array called ``name``."""
     return np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
 
 
 def images(examples: int, size: int) -> np.ndarray:
+    """Returns images, float32 ``[examples, size, size, 3]``, to be fed without normalization."""
     return generator("images").standard_normal((examples, size, size, 3), dtype=np.float32)
 
 
 def parameters(shapes: Mapping[str, Mapping[str, list[int]]]) -> Tree:
-    """The golden values of a parameter tree given as ``{module: {parameter: shape}}``."""
+    """Returns the golden values, float32, of a tree of shapes ``{module: {parameter: shape}}``."""
     fill: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "w": lambda n: n / np.float32(math.sqrt(math.prod(n.shape[:-1]))),
         "gain": lambda n: 1 + np.float32(0.1) * n,
@@ -40,5 +42,6 @@ def parameters(shapes: Mapping[str, Mapping[str, list[int]]]) -> Tree:
     }
 
 
-def load(shared: Path, name: str) -> Any:
-    return json.loads((shared / "golden" / name).read_text())
+def load(name: str) -> Any:
+    """Reads one of the JSON files of this folder."""
+    return json.loads(Path(__file__).with_name(name).read_text())
