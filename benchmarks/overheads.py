@@ -1,4 +1,4 @@
-"""What a run pays beside its steps, for checkpoints and looks at its clipping, as a line of JSON.
+"""Measures what checkpoints and clipping statistics add to a run's steps; prints a line of JSON.
 
     python -m benchmarks.overheads --model=nfnet_f0 --batch=8 --size=192 --steps=10 --rounds=5
 

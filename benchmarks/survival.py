@@ -164,7 +164,7 @@ class Run:
         return f"{newest.name}: {file.relative_to(newest)} {kind}"
 
     def faults(self, starts: Sequence[Start], kills: int) -> list[str]:
-        """What is not as it would have been without kills."""
+        """Returns what differs from a run without kills."""
         found = [f"start {i}: {start.ended}" for i, start in enumerate(starts, 1)
                  if start.ended.startswith("failed")]  # fmt: skip
         killed = sum(start.ended.startswith("killed") for start in starts)

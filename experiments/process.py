@@ -7,12 +7,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-# Of malloc.h.
+# Constants of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-# Of sys/mman.h.
-_MADV_HUGEPAGE = 14
-# Of the machine's memory; Linux may refuse all of it.
-_HUGE_SHARE = 0.75
 
 
 def cache_compiled_programs() -> None:
@@ -31,9 +27,8 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next step, where JAX computes on CPUs alone.
 
     XLA allocates the gigabytes of a step each time. By default glibc returns them to the system,
-    which then hands them out page by page and zeroed. The pages are huge where Linux supports them,
-    because a step touches more small pages than a processor's TLB holds. Call it before JAX starts
-    its threads. Does nothing where the environment has a ``MALLOC_`` variable of glibc.
+    which then hands them out page by page and zeroed. Call it before JAX starts its threads. It
+    does nothing where the environment has a ``MALLOC_`` variable of glibc.
     """
     if platform.libc_ver()[0] != "glibc" or has_accelerators():
         return
@@ -44,24 +39,6 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_ARENA_MAX, 1)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)  # Never.
-    _ask_for_huge_pages(libc)
-
-
-def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
-    """Of a part of the heap, larger than what will be used, all pages that are yet to come.
-
-    It is taken and freed at once, so that allocations will lie in it; nothing in it is touched.
-    """
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
-    libc.free.argtypes = (ctypes.c_void_p,)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    page = os.sysconf("SC_PAGE_SIZE")
-    size = int(_HUGE_SHARE * os.sysconf("SC_PHYS_PAGES")) * page
-    start = libc.malloc(size)
-    if start is None:  # Refused: pages stay small.
-        return
-    libc.madvise(-(-start // page) * page, size - page, _MADV_HUGEPAGE)
-    libc.free(start)
 
 
 def has_accelerators() -> bool:

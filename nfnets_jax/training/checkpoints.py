@@ -23,7 +23,7 @@ _BEST = "top1"
 
 
 class Checkpoint(NamedTuple):
-    """Where a run starts or resumes.
+    """The state that a run starts from or resumes at.
 
     Attributes:
       step: number of updates so far.

@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped, kept in a folder.
+"""Downloads files once, into a folder; an interrupted download resumes.
 
 The folder is ``$NFNETS_CACHE``, or else ``~/.cache/nfnets_jax``.
 """
@@ -23,33 +23,33 @@ _TIMEOUT = 60.0  # seconds without a byte
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept."""
+    """Returns the folder of downloaded files."""
     return Path(os.environ.get("NFNETS_CACHE") or Path.home() / ".cache" / "nfnets_jax")
 
 
 def is_url(text: str) -> bool:
-    """Whether this is to be downloaded."""
+    """Returns whether the text is a URL."""
     return text.startswith(("http://", "https://"))
 
 
 def download(
     url: str, *, sha256: str | None = None, tell: Callable[[str], None] | None = None
 ) -> Path:
-    """The file at a URL, downloaded once.
+    """Downloads the file at a URL, once.
 
-    What has come when a download stops is kept, and the next call asks for the rest, unless the
-    file has changed on the server since. The file gets its name when it is whole.
+    An interrupted download is kept, and the next call asks for the rest, unless the file has
+    changed on the server. The file gets its name when it is whole.
 
     Args:
-      url: of the file, http or https.
+      url: http or https.
       sha256: hexadecimal digest that the file must have, checked on every call.
-      tell: is given a line now and then about the progress; standard error by default.
+      tell: called with lines about the progress; standard error by default.
 
     Returns:
-      Its path in ``cache_folder()``.
+      The file's path in ``cache_folder()``.
 
     Raises:
-      InputError: the file could not be fetched, or not wholly, or is another.
+      InputError: the file cannot be fetched as a whole, or has another digest.
     """
     tell = tell or (lambda line: print(line, file=sys.stderr, flush=True))
     name = re.sub(r"[^\w.-]", "_", urllib.parse.urlsplit(url).path.rpartition("/")[2]) or "file"
@@ -77,7 +77,7 @@ def download(
 
 
 def _fetch(url: str, partial: Path, tell: Callable[[str], None]) -> None:
-    """Appends to ``partial`` what it lacks."""
+    """Fetches the rest of the file and appends it to ``partial``."""
     version = _version(partial)
     done = partial.stat().st_size if version.exists() else 0
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
@@ -89,11 +89,11 @@ def _fetch(url: str, partial: Path, tell: Callable[[str], None]) -> None:
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not done:
             raise
-        partial.write_bytes(b"")  # There is no more than what is here, and it was not whole.
+        partial.write_bytes(b"")  # The server has no rest, yet the file was not whole.
         return _fetch(url, partial, tell)
     with response:
         start, size = _extent(response, done)
-        # Without a mark of the version there is no telling whether a rest belongs to it.
+        # Only a mark of the version says whether a rest belongs to it.
         mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if mark and not mark.startswith("W/"):
             version.write_text(mark, encoding="utf-8")
@@ -125,14 +125,14 @@ def _extent(response: Any, asked: int) -> tuple[int, int | None]:
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if not match or int(match[1]) != asked:
-            raise InputError(f"{response.url}: the server sends another part than it was asked for")
+            raise InputError(f"{response.url}: the server sends another part than requested")
         return asked, int(match[2])
     length = response.headers.get("Content-Length")
     return 0, int(length) if length else None
 
 
 def _check(path: Path, sha256: str | None, url: str) -> None:
-    """Removes a file that is another than it should be."""
+    """Removes a file with another digest than it should have, and raises an error."""
     if sha256 is None:
         return
     with path.open("rb") as file:
@@ -143,13 +143,13 @@ def _check(path: Path, sha256: str | None, url: str) -> None:
 
 
 def _version(partial: Path) -> Path:
-    """Where it is noted which version of the file on the server the part is of."""
+    """Returns the file that holds the server's mark of the version of a partial file."""
     return partial.with_name(f"{partial.name}.version")
 
 
 @contextlib.contextmanager
 def _alone(partial: Path, url: str) -> Iterator[None]:
-    """Two processes must not append to one file."""
+    """Locks a partial file, as two processes must not append to it."""
     import fcntl
 
     with partial.open("ab") as file:

@@ -1,4 +1,4 @@
-"""Any file of parameters that this library reads, told by its content."""
+"""Reads any known file of parameters, recognized by its content; writes ``.safetensors``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,24 +15,24 @@ Arrays = dict[str, np.ndarray]
 
 
 def read_arrays(path: Path) -> Arrays:
-    """The arrays in a file by their names; those of a published one are ``MODULE/PARAMETER``.
+    """Reads the arrays of a file by their names, ``MODULE/PARAMETER`` in a published one.
 
     Args:
       path: a published file, ``.safetensors``, or a state dict that PyTorch saved.
 
     Raises:
-      InputError: there is no such file, or it is none of these, or not whole.
+      InputError: there is no such file, it is of another kind, or it is damaged.
     """
     start = _start(path)
     if start.startswith(LEGACY):
-        raise InputError(f"{path} is of a PyTorch before 1.6: save it anew with a later one")
+        raise InputError(f"{path} is from before PyTorch 1.6: save it again with a later version")
     if start.startswith(b"\x80"):
         return flatten(read_published(path))
     if start.startswith(b"PK"):
         return read_torch(path)
     if start[8:9] == b"{":
         return read_safetensors(path)
-    raise InputError(f"{path} is no published file, no .safetensors and none of PyTorch's")
+    raise InputError(f"{path} is neither a published file, nor .safetensors, nor a file of PyTorch")
 
 
 def _start(path: Path) -> bytes:
@@ -44,10 +44,10 @@ def _start(path: Path) -> bytes:
 
 
 def read_safetensors(path: Path) -> Arrays:
-    """The arrays of a ``.safetensors`` file by their names.
+    """Reads the arrays of a ``.safetensors`` file by their names.
 
     Raises:
-      InputError: it is damaged, or the package that reads it is not there.
+      InputError: it is damaged, or the package that reads it is not installed.
     """
     safetensors = _safetensors()
     try:
@@ -60,7 +60,7 @@ def read_safetensors(path: Path) -> Arrays:
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays by their names, all or nothing."""
     safetensors = _safetensors()
-    # The format has no order of dimensions but C's.
+    # The format stores arrays in C order.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with atomic_write_for_user(path) as partial:
         try:
@@ -70,7 +70,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def flatten(tree: Mapping[str, Mapping[str, Any]]) -> Arrays:
-    """``{"module/parameter": array}``, sorted."""
+    """Returns ``{"module/parameter": array}``, sorted."""
     return {
         f"{module}/{name}": np.asarray(tree[module][name])
         for module in sorted(tree)
@@ -79,7 +79,7 @@ def flatten(tree: Mapping[str, Mapping[str, Any]]) -> Arrays:
 
 
 def unflatten(path: Path, arrays: Mapping[str, np.ndarray]) -> Tree:
-    """The opposite of ``flatten``; the file's path is for messages."""
+    """Undoes ``flatten``; the path of the file is for messages."""
     tree: Tree = {}
     for full_name, array in arrays.items():
         module, _, name = full_name.rpartition("/")
@@ -90,7 +90,7 @@ def unflatten(path: Path, arrays: Mapping[str, np.ndarray]) -> Tree:
 
 
 def _safetensors() -> Any:
-    """Imported where it is used: who reads published files alone does not need it."""
+    """Imports the package, which published files do not need."""
     try:
         import safetensors
         import safetensors.numpy

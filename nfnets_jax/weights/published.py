@@ -1,7 +1,7 @@
-"""The files that NFNets were published in: pickles of ``{module: {parameter: numpy array}}``.
+"""Reads and writes the published files: pickles of ``{module: {parameter: numpy array}}``.
 
-Named ``.npz``, they were written with dill, which pickles arrays in a way of its own. Haiku of that
-time held parameters in an immutable mapping, so that may be in them too.
+They are named ``.npz`` and were written with dill, which pickles arrays in its own way. Haiku of
+that time kept parameters in an immutable mapping, which may be in them too.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _MOST_DIMENSIONS = 8
 
 
 def read_published(path: Path) -> Tree:
-    """The parameters in a file, as views of its content, in the dtypes that are in it.
+    """Reads the parameters of a file as views of its content, in their own dtypes.
 
     Args:
       path: a pickle, protocol 2 to 5, by pickle or dill.
@@ -42,12 +42,12 @@ def read_published(path: Path) -> Tree:
         with content:
             tree = unpickle(content, str(path), constructors)  # type: ignore[arg-type]
     if not isinstance(tree, dict) or not tree:
-        raise InputError(f"{path} holds no parameters by module and name")
+        raise InputError(f"{path} does not hold parameters by module and name")
     return {module: _parameters(path, module, parameters) for module, parameters in tree.items()}
 
 
 def write_published(path: Path, tree: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Writes parameters as they were published: a pickle of protocol 4, all or nothing."""
+    """Writes parameters in the published form, a pickle of protocol 4, all or nothing."""
     plain = {
         module: {name: np.asarray(value) for name, value in parameters.items()}
         for module, parameters in tree.items()
@@ -58,23 +58,23 @@ def write_published(path: Path, tree: Mapping[str, Mapping[str, np.ndarray]]) ->
 
 def _parameters(path: Path, module: str, parameters: Any) -> dict[str, np.ndarray]:
     if not isinstance(parameters, dict):
-        raise InputError(f"{path}: {module[:100]!r} holds no parameters by name")
+        raise InputError(f"{path}: {module[:100]!r} does not hold parameters by name")
     arrays = {}
     for name, value in parameters.items():
         if not isinstance(value, _Array) or value.array is None:
-            raise InputError(f"{path}: {f'{module}/{name}'[:100]!r} is no array")
+            raise InputError(f"{path}: {f'{module}/{name}'[:100]!r} is not an array")
         arrays[name] = value.array
     return arrays
 
 
 class _Array(Buildable):
-    """Stands for an array, whole once its state is there."""
+    """A placeholder of an array, complete once it has its state."""
 
     def __init__(self, array: np.ndarray | None = None):
         self.array = array
 
     def build(self, state: Any) -> None:
-        """``(version, shape, dtype, whether in Fortran's order, bytes)``, as NumPy writes it."""
+        """Takes NumPy's ``(version, shape, dtype, Fortran order or not, bytes)``."""
         if self.array is not None:
             raise ValueError("an array has two states")
         _, shape, dtype, fortran, content = state
@@ -83,20 +83,20 @@ class _Array(Buildable):
 
 @dataclasses.dataclass
 class _DType(Buildable):
-    """Stands for a dtype: its kind and size, and the order of its bytes."""
+    """A placeholder of a dtype: its kind and size, and the order of its bytes."""
 
     name: str
     order: Any = "<"
 
     def build(self, state: Any) -> None:
-        """``(version, byte order, what only structured dtypes have)``."""
+        """Takes ``(version, byte order, fields of structured dtypes)``."""
         _, self.order, subarray, names, fields, *_ = state
         if self.order not in ("<", ">", "=", "|") or (subarray, names, fields) != (None,) * 3:
             raise ValueError("dtypes are plain floats")
 
 
 def _array(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    """Checked so that nothing is ever allocated for it: it is a view of the bytes."""
+    """Returns a view of the bytes, checked so that nothing is allocated for it."""
     if not isinstance(content, bytes | bytearray):
         raise ValueError(f"an array is made of bytes, not a {type(content).__name__}")
     if not isinstance(dtype, _DType) or order not in ("C", "F"):
@@ -112,14 +112,14 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
 
 
 def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
-    """What NumPy calls with ``(ndarray, (0,), b"b")`` before the state comes."""
+    """Stands in for NumPy's function, called with ``(ndarray, (0,), b"b")`` before the state."""
     if not isinstance(kind, Constructor) or kind.call is not _no_array or shape != (0,):
         raise ValueError("an array is begun as numpy.ndarray of no values")
     return _Array()
 
 
 def _create_array(function: Any, arguments: Any, state: Any, attributes: Any = None) -> _Array:
-    """What dill calls instead, with all that NumPy would."""
+    """Stands in for dill's function, called with the arguments and the state at once."""
     if not isinstance(function, Constructor) or function.call is not _reconstruct or attributes:
         raise ValueError("an array is made by numpy, without attributes")
     array = _reconstruct(*arguments)
@@ -128,7 +128,7 @@ def _create_array(function: Any, arguments: Any, state: Any, attributes: Any = N
 
 
 def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    """What NumPy calls in protocol 5."""
+    """Stands in for NumPy's function in protocol 5."""
     return _Array(_array(content, dtype, shape, order))
 
 
@@ -144,11 +144,11 @@ def _dtype(name: Any, align: Any = False, copy: Any = True) -> _DType:
 
 
 def _no_array(*_: Any) -> _Array:
-    raise ValueError("numpy.ndarray is not to be called")
+    raise ValueError("numpy.ndarray must not be called")
 
 
 class _Encoder:
-    """What makes bytes of text in protocol 2, of each text once, however often a file asks."""
+    """Encodes the bytes that protocol 2 writes as text, each text once."""
 
     def __init__(self) -> None:
         self._encoded: dict[int, tuple[str, bytes]] = {}
@@ -162,7 +162,7 @@ class _Encoder:
 
 
 def _mapping(items: Any = None) -> dict[str, Any]:
-    """The mapping that is given, itself: copies could be asked for without end."""
+    """Returns the given mapping itself, as a file could ask for copies without end."""
     if items is not None and not isinstance(items, dict):
         raise ValueError("a mapping is made of a mapping")
     return {} if items is None else items

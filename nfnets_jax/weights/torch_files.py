@@ -1,7 +1,7 @@
-"""State dicts in PyTorch's files, read without PyTorch and without running what is in them.
+"""Reads state dicts from PyTorch's files, without PyTorch and without running their code.
 
-Such a file is a zip archive: a pickle, ``data.pkl``, and beside it the numbers, one member a
-storage, that the pickle's persistent ids name.
+A file is a zip archive: a pickle, ``data.pkl``, and one member for each storage of numbers, which
+the pickle's persistent ids name.
 """
 
 import io
@@ -27,12 +27,12 @@ _DTYPES: Mapping[str, np.dtype] = MappingProxyType(
         "torch.LongStorage": np.dtype("<i8"),
     }
 )
-# What there was before zip archives begins with this.
+# Files from before PyTorch 1.6, which are not zip archives, start with this.
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a state dict by their names, as ``torch.save`` wrote it.
+    """Reads the arrays of a state dict by their names, as ``torch.save`` wrote it.
 
     Args:
       path: the state dict itself, or a checkpoint that holds it as ``"state_dict"``.
@@ -44,38 +44,38 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             content = _unpickle(path, archive)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged or no file of PyTorch's: {error}") from error
+        raise InputError(f"{path} is damaged or not a file of PyTorch: {error}") from error
     if isinstance(content, dict) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} holds no state dict")
+        raise InputError(f"{path} does not hold a state dict")
     for name, array in content.items():
         if not isinstance(array, np.ndarray):
-            raise InputError(f"{path}: {name[:100]!r} is no tensor")
+            raise InputError(f"{path}: {name[:100]!r} is not a tensor")
     return dict(content)
 
 
 def _unpickle(path: Path, archive: zipfile.ZipFile) -> Any:
     members = {member.filename: member for member in archive.infolist()}
-    # So the whole cannot become larger than the file.
+    # Unpacked, it cannot become larger than the file.
     if (
         any(member.compress_type != zipfile.ZIP_STORED for member in members.values())
         or sum(member.file_size for member in members.values()) > path.stat().st_size
     ):
-        raise InputError(f"{path} is packed, which files of PyTorch's are not")
+        raise InputError(f"{path} is compressed, which files of PyTorch are not")
     pickles = [name for name in members if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise InputError(f"{path} is a zip archive without one data.pkl, so none of PyTorch's")
+        raise InputError(f"{path} is a zip archive without data.pkl, so not a file of PyTorch")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
-        raise InputError(f"{path} is of a big-endian machine")
+        raise InputError(f"{path} was written on a big-endian machine")
     storages: dict[str, np.ndarray] = {}
 
     def storage(description: Any) -> np.ndarray:
-        """Of ``("storage", type, key, device, length)``."""
+        """Returns the storage of a persistent id ``("storage", type, key, device, length)``."""
         kind, dtype, key, _, length = description
         if kind != "storage" or not isinstance(dtype, Constructor) or not isinstance(key, str):
-            raise ValueError("a persistent id is of a storage")
+            raise ValueError("a persistent id names a storage")
         if key not in storages:
             dtype = dtype.call.dtype  # type: ignore[attr-defined]
             storages[key] = np.frombuffer(archive.read(f"{folder}data/{key}"), dtype)
@@ -87,24 +87,24 @@ def _unpickle(path: Path, archive: zipfile.ZipFile) -> Any:
 
 
 class _StateDict(dict[str, Any], Buildable):
-    """An ordered dict; PyTorch adds version numbers to it, which say nothing about numbers."""
+    """An ordered dict. PyTorch attaches version numbers to it, which are ignored."""
 
     def build(self, state: Any) -> None:
         pass
 
 
 class _Storage:
-    """The type of a storage; the file names it and never calls it."""
+    """The type of a storage, which a file names but must not call."""
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
 
     def __call__(self, *_: Any) -> Any:
-        raise ValueError("a storage is not to be called")
+        raise ValueError("a storage must not be called")
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
-    """A view of a storage, of no more values than that has."""
+    """Returns a view of a storage, with no more values than the storage."""
     if not isinstance(storage, np.ndarray) or storage.ndim != 1:
         raise ValueError("a tensor lies in a storage")
     if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) <= 8):

@@ -1,8 +1,8 @@
-"""Reads pickles that hold nothing but arrays, without running what is in them.
+"""Reads pickles of arrays without running their code.
 
-Python's own reader imports and calls whatever the file names. This one takes the instructions from
-``pickletools``, knows those alone that containers of arrays need, and looks up every name in a
-table of constructors that the caller gives: nothing is ever imported.
+Python's own reader imports and calls whatever a file names. This one takes the instructions from
+``pickletools``, knows only those that containers of arrays need, and looks up every name in the
+caller's table of constructors. It imports nothing.
 """
 
 import pickletools
@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, NoReturn
 
 from nfnets_jax.errors import InputError
 
-# The largest published file has some 50,000. Each leaves less than a hundred bytes behind besides
-# what is in the file, so that this bounds the memory too.
+# The largest published file has some 50,000. Each takes less than a hundred bytes beside the file's
+# own, so that this bounds the memory too.
 _MOST_INSTRUCTIONS = 1_000_000
 
 _CONSTANTS: Mapping[str, Any] = {
@@ -30,7 +30,7 @@ _LITERALS = frozenset(
     }
 )
 _TUPLES: Mapping[str, int] = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# What goes wrong when instructions do not fit each other.
+# Errors of instructions that do not fit each other.
 _DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -44,22 +44,22 @@ _DAMAGE = (
 
 
 class Buildable:
-    """What a constructor may give to be completed by a state that follows in the file."""
+    """An object of a constructor that a state, later in the file, completes."""
 
     def build(self, state: Any) -> None:
-        """Takes the state over; any error of ``_DAMAGE`` says that it cannot be."""
+        """Takes the state; any error of ``_DAMAGE`` means that the file is damaged."""
         raise NotImplementedError
 
 
 class Constructor:
-    """An allowed name: what the file may call, and nothing else."""
+    """An allowed name, which a file may call."""
 
     def __init__(self, call: Callable[..., Any]):
         self.call = call
 
 
-class Refused(ValueError):  # noqa: N818, it is what happened
-    """The file asks for something that it has no need of."""
+class RefusedError(ValueError):
+    """The file asks for something that files of parameters do not need."""
 
 
 def unpickle(
@@ -68,31 +68,31 @@ def unpickle(
     constructors: Mapping[str, Callable[..., Any]],
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The object in a pickle of protocol 2 to 5.
+    """Reads the object in a pickle of protocol 2 to 5.
 
     Args:
-      file: read from where it is; a read must not take more memory than is left in the file, as
+      file: read from its position; a read must not take more memory than the rest of the file, as
         with ``mmap`` and ``io.BytesIO``.
       name: for messages.
-      constructors: ``{"module.name": function}``; functions are called with whatever the file says
-        and must check it.
-      persistent: gives the object of a persistent id; None where there are none.
+      constructors: ``{"module.name": function}``; functions are called with the file's arguments
+        and must check them.
+      persistent: returns the object of a persistent id; None if there are none.
 
     Raises:
-      InputError: the file is damaged, or asks for anything else; the message says for what.
+      InputError: the file is damaged, or asks for something else, which the message names.
     """
     machine = _Machine(constructors, persistent)
     try:
         return machine.run(file)
-    except Refused as error:
-        raise InputError(f"{name}: refused {error}; parameter files need no such thing") from error
+    except RefusedError as error:
+        raise InputError(f"{name}: refused {error}; files of parameters do not need it") from error
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise InputError(f"{name} is damaged or no file of parameters: {reason}") from error
+        raise InputError(f"{name} is damaged or not a file of parameters: {reason}") from error
 
 
 class _Machine:
-    """The stack machine that a pickle is a program of."""
+    """The stack machine that runs a pickle."""
 
     def __init__(
         self,
@@ -106,10 +106,10 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, file: BinaryIO) -> Any:
-        """Executes instructions until the last."""
+        """Runs all instructions and returns the result."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count == _MOST_INSTRUCTIONS:
-                raise Refused(f"more than {_MOST_INSTRUCTIONS:,} instructions")
+                raise RefusedError(f"more than {_MOST_INSTRUCTIONS:,} instructions")
             if opcode.name == "STOP":
                 return self._stack.pop()
             self._execute(opcode.name, argument)
@@ -166,12 +166,12 @@ class _Machine:
                 case "BUILD":
                     state = self._pop()
                     if not isinstance(stack[-1], Buildable):
-                        raise Refused(f"a state for a {type(stack[-1]).__name__}")
+                        raise RefusedError(f"a state for a {type(stack[-1]).__name__}")
                     stack[-1].build(state)
                 case "BINPERSID" if self._persistent:
                     stack.append(self._persistent(self._pop()))
                 case _:
-                    raise Refused(f"the instruction {opcode}")
+                    raise RefusedError(f"the instruction {opcode}")
 
     def _pop(self) -> Any:
         return self._stack.pop()
@@ -183,16 +183,16 @@ class _Machine:
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict):
-            raise Refused(f"items for a {type(target).__name__}")
+            raise RefusedError(f"items for a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # A tuple in a tuple in a tuple ... would overflow the stack when it is hashed.
+            # Hashing deeply nested tuples would overflow the stack.
             if not isinstance(key, str):
-                raise Refused(f"a key that is a {type(key).__name__}, not a string")
+                raise RefusedError(f"a key that is a {type(key).__name__}, not a string")
             target[key] = value
 
     def _extend(self, items: list[Any]) -> None:
         if not isinstance(self._stack[-1], list):
-            raise Refused(f"items for a {type(self._stack[-1]).__name__}")
+            raise RefusedError(f"items for a {type(self._stack[-1]).__name__}")
         self._stack[-1].extend(items)
 
     def _find(self, module: Any, attribute: Any) -> Constructor:
@@ -205,10 +205,10 @@ class _Machine:
 
 
 def _refuse_name(name: str) -> NoReturn:
-    raise Refused(f"the name {name}")
+    raise RefusedError(f"the name {name}")
 
 
 def _called(constructor: Any, arguments: Any) -> Any:
     if not isinstance(constructor, Constructor) or not isinstance(arguments, tuple):
-        raise Refused(f"a call of a {type(constructor).__name__}")
+        raise RefusedError(f"a call of a {type(constructor).__name__}")
     return constructor.call(*arguments)

@@ -82,7 +82,7 @@ def test_a_run_starts_from_what_it_is_given(
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     parameters(path, classes=3)
     state = build_experiment(configuration(weights=str(path))).create_state()
-    assert "a new classifier for 10 classes in place of that for 3" in capsys.readouterr().err
+    assert "a new classifier for 10 classes replaces the one for 3" in capsys.readouterr().err
     assert state.params[LINEAR]["w"].shape[1] == 10
 
 
