@@ -49,7 +49,7 @@ class Start:
     Attributes:
       damage: what was done to the newest checkpoint before it, empty for nothing.
       resumed: step that it went on from, 0 for the beginning.
-      reached: last step that it told of.
+      reached: last step that it reported.
       ended: what ended it.
     """
 
@@ -132,10 +132,10 @@ class Run:
                 ended = "killed while a checkpoint was written" if self._writing() else "killed"
                 process.kill()
         process.wait()
-        told = output.read_text()
+        printed = output.read_text()
         if process.returncode not in (0, -9):
-            ended = f"failed: {told.splitlines()[-1]}"
-        resumed = re.search(r"resumed at step (\d+)", told)
+            ended = f"failed: {printed.splitlines()[-1]}"
+        resumed = re.search(r"resumed at step (\d+)", printed)
         return Start(damage, int(resumed[1]) if resumed else 0, self._reached(), ended)
 
     def _writing(self) -> bool:

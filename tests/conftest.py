@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+import experiments.cifar10  # noqa: F401, it registers nf_convnet
 from benchmarks.shared_folder import shared_folder
 
 collect_ignore = ["weights/run_timm.py"]  # A Python with torch and timm runs it.

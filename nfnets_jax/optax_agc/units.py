@@ -104,9 +104,9 @@ class Convention:
         if axes is None:
             name = "/".join((*param.layer, param.name))
             raise ValueError(
-                f"the units of {name}, {param.shape}, cannot be told from names and shapes: say "
-                f"unit_axes={self.name}.override(...), or {self.name}.stacked(...) if its first "
-                "axis counts layers"
+                f"the units of {name}, {param.shape}, cannot be recognized by names and shapes: "
+                f"say unit_axes={self.name}.override(...), or {self.name}.stacked(...) if its "
+                "first axis counts layers"
             )
         return tuple(stacks + axis for axis in axes)
 

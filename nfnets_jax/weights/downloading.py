@@ -33,7 +33,7 @@ def is_url(text: str) -> bool:
 
 
 def download(
-    url: str, *, sha256: str | None = None, tell: Callable[[str], None] | None = None
+    url: str, *, sha256: str | None = None, log: Callable[[str], None] | None = None
 ) -> Path:
     """Downloads the file at a URL, once.
 
@@ -43,7 +43,7 @@ def download(
     Args:
       url: http or https.
       sha256: hexadecimal digest that the file must have, checked on every call.
-      tell: called with lines about the progress; standard error by default.
+      log: called with lines about the progress; standard error by default.
 
     Returns:
       The file's path in ``cache_folder()``.
@@ -51,7 +51,7 @@ def download(
     Raises:
       InputError: the file cannot be fetched as a whole, or has another digest.
     """
-    tell = tell or (lambda line: print(line, file=sys.stderr, flush=True))
+    log = log or (lambda line: print(line, file=sys.stderr, flush=True))
     name = re.sub(r"[^\w.-]", "_", urllib.parse.urlsplit(url).path.rpartition("/")[2]) or "file"
     path = cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     if not path.exists():
@@ -59,7 +59,7 @@ def download(
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.partial")
             with _alone(partial, url):
-                _fetch(url, partial, tell)
+                _fetch(url, partial, log)
                 _check(partial, sha256, url)
                 _version(partial).unlink(missing_ok=True)
                 os.replace(partial, path)
@@ -70,13 +70,13 @@ def download(
                 raise
             reason = getattr(error, "reason", None) or error
             raise InputError(f"{url} could not be downloaded: {reason}") from error
-        tell(f"downloaded {url} to {path}")
+        log(f"downloaded {url} to {path}")
     else:
         _check(path, sha256, url)
     return path
 
 
-def _fetch(url: str, partial: Path, tell: Callable[[str], None]) -> None:
+def _fetch(url: str, partial: Path, log: Callable[[str], None]) -> None:
     """Fetches the rest of the file and appends it to ``partial``."""
     version = _version(partial)
     done = partial.stat().st_size if version.exists() else 0
@@ -90,7 +90,7 @@ def _fetch(url: str, partial: Path, tell: Callable[[str], None]) -> None:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not done:
             raise
         partial.write_bytes(b"")  # The server has no rest, yet the file was not whole.
-        return _fetch(url, partial, tell)
+        return _fetch(url, partial, log)
     with response:
         start, size = _extent(response, done)
         # Only a mark of the version says whether a rest belongs to it.
@@ -104,7 +104,7 @@ def _fetch(url: str, partial: Path, tell: Callable[[str], None]) -> None:
             file.seek(start)
             for received in _copied(response, file, start):
                 if size and received * 10 // size > (received - _CHUNK) * 10 // size:
-                    tell(f"{url}: {received / 1e6:.0f} of {size / 1e6:.0f} MB")
+                    log(f"{url}: {received / 1e6:.0f} of {size / 1e6:.0f} MB")
     received = partial.stat().st_size
     if size is not None and received != size:
         raise InputError(
@@ -121,7 +121,7 @@ def _copied(response: Any, file: Any, received: int) -> Iterator[int]:
 
 
 def _extent(response: Any, asked: int) -> tuple[int, int | None]:
-    """From which byte on this is the file, and the size of all of it if the server tells."""
+    """Returns the response's first byte in the file, and the whole file's size if known."""
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if not match or int(match[1]) != asked:

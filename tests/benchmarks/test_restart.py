@@ -18,7 +18,7 @@ def test_a_restart_is_compared_with_a_first_start(
     )
 
 
-def test_a_run_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["restart", "--config=nfnet_f9"])
     with pytest.raises(SystemExit, match="nfnet_f9 ended by itself"):
         restart.main()

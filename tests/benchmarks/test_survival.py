@@ -18,7 +18,7 @@ def test_three_kills_and_a_damaged_checkpoint_change_nothing(tmp_path: Path) -> 
     assert "3 kills, 1 damaged checkpoints: parameters and metrics are those" in table
 
 
-def test_what_differs_is_told(tmp_path: Path) -> None:
+def test_differences_are_reported(tmp_path: Path) -> None:
     run = survival.Run(tmp_path, steps=10, checkpoint_every=5)
     for name, sha, loss in (("calm", "a", 1.0), ("rough", "b", 2.0)):
         (tmp_path / name).mkdir()

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import experiments.cifar10  # noqa: F401, it registers nf_convnet
 import nfnets_jax
 from nfnets_jax.models.efficientnet import Stage
 

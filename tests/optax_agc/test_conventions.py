@@ -323,7 +323,6 @@ def test_overrides_take_precedence_over_the_convention() -> None:
 
 @pytest.mark.parametrize("name", ["nfnet_micro", "nf_convnet", "resnet50", "efficientnet_b0"])
 def test_our_networks_have_the_same_units_by_rank_and_by_name(name: str) -> None:
-    import experiments.cifar10  # noqa: F401, it registers nf_convnet
     import nfnets_jax
 
     model = nfnets_jax.create_model(name, num_classes=10)

@@ -151,7 +151,7 @@ def test_onnx_computes_the_same(small: Frozen) -> None:
         np.testing.assert_allclose(array, expected[output.name], rtol=0, atol=tolerance)
 
 
-def test_onnx_without_its_package_is_told(small: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_names_its_missing_package(small: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(InputError, match="pip install jax2onnx"):
         export_onnx(small, (8, 8, 3))

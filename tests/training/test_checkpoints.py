@@ -35,10 +35,10 @@ def save(folder: Path, accuracies: dict[int, float | None], keep: int = 2) -> No
 
 
 def restore(folder: Path) -> tuple[int, Any, dict[str, Any], list[str]] | None:
-    told: list[str] = []
+    messages: list[str] = []
     with contextlib.closing(Checkpoints(folder, 2)) as saved:
-        found = saved.restore_latest(jax.eval_shape(lambda: STATE), told.append)
-    return found and (*found, told)
+        found = saved.restore_latest(jax.eval_shape(lambda: STATE), messages.append)
+    return found and (*found, messages)
 
 
 def test_what_is_saved_comes_back_and_the_oldest_go(tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ def test_what_is_saved_comes_back_and_the_oldest_go(tmp_path: Path) -> None:
     save(folder, {1: None, 2: None, 3: None})
     found = restore(folder)
     assert found
-    step, restored, progress, told = found
-    assert (step, progress["at"], told) == (3, 3, [])
+    step, restored, progress, messages = found
+    assert (step, progress["at"], messages) == (3, 3, [])
     chex.assert_trees_all_equal_structs(restored, STATE)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b) + 3), restored, STATE)
     assert steps(folder) == {2, 3}
@@ -92,11 +92,11 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     DAMAGES[damage](folder / "2")
     found = restore(folder)
     assert found
-    step, restored, progress, told = found
+    step, restored, progress, messages = found
     assert (step, progress["at"]) == (1, 1)
     chex.assert_trees_all_equal(restored, at(1))
-    assert len(told) == 1
-    assert told[0].startswith("checkpoint 2 is damaged and skipped: ")
+    assert len(messages) == 1
+    assert messages[0].startswith("checkpoint 2 is damaged and skipped: ")
     assert len(list((tmp_path / "damaged").iterdir())) == 1
     save(folder, {2: None})  # Its step can be written again.
     found = restore(folder)

@@ -86,7 +86,7 @@ def test_a_run_starts_from_what_it_is_given(
     assert state.params[LINEAR]["w"].shape[1] == 10
 
 
-def test_what_cannot_be_started_from_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_an_unusable_start_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     parameters(tmp_path / "colors.safetensors", channels=3)
     for init, message in (
         ({"weights": "nowhere.npz"}, "nowhere.npz cannot be read"),

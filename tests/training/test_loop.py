@@ -187,7 +187,7 @@ def test_unreadable_images_end_the_run_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_image_is_told_counted_and_replaced(
+def test_a_damaged_image_is_reported_counted_and_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "data" / "a"
@@ -203,27 +203,27 @@ def test_a_damaged_image_is_told_counted_and_replaced(
     summary = loop.train(config, tmp_path / "run")
     assert summary["test"]["examples"] == 31
     assert (summary["train"]["unreadable"], summary["test"]["unreadable"]) == (1, 1)
-    told = capsys.readouterr().out
-    assert told.count(f"not readable, left out: {damaged}: ") == 2  # To learn from, to test on.
+    output = capsys.readouterr().out
+    assert output.count(f"not readable, left out: {damaged}: ") == 2  # To learn from, to test on.
 
     config.data.max_unreadable = 0.001
     with pytest.raises(InputError, match="1 of 32 training images cannot be read, more than the"):
         loop.train(config, tmp_path / "strict")
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_tells_where(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path: Path) -> None:
     config = tiny(**{"optimizer.base_learning_rate": 1e30, "optimizer.clipping": 1e30})
     with pytest.raises(
         divergence.Diverged, match="the gradient norm .* at step .*divergence.json$"
     ):
         loop.train(config, tmp_path)
     assert all(json.dumps(row, allow_nan=False) for row in rows(tmp_path))
-    told = json.loads((tmp_path / "divergence.json").read_text())
-    assert [figures["step"] for figures in told["history"]] == list(range(1, told["step"] + 1))
-    assert told["history"][0]["loss"] == pytest.approx(2.3, abs=0.1)
-    assert len(told["examples"]) == 16
-    assert all(name.startswith("image ") for name in told["examples"])
-    assert told["parameters"][0]["not_finite"] > 0
+    report = json.loads((tmp_path / "divergence.json").read_text())
+    assert [figures["step"] for figures in report["history"]] == list(range(1, report["step"] + 1))
+    assert report["history"][0]["loss"] == pytest.approx(2.3, abs=0.1)
+    assert len(report["examples"]) == 16
+    assert all(name.startswith("image ") for name in report["examples"])
+    assert report["parameters"][0]["not_finite"] > 0
 
 
 class DivergesOnce:
@@ -294,7 +294,7 @@ def test_steps_are_profiled_and_shown_on_request(
     assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
 
 
-def test_a_deep_network_is_kept_in_the_published_form_and_goes_on(
+def test_a_deep_network_is_saved_in_the_published_form_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of its three blocks two are equal: on the devices their parameters are stacked."""

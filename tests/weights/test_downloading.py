@@ -72,7 +72,7 @@ def test_a_file_is_downloaded_once(server: Server, capsys: pytest.CaptureFixture
     assert server.requests == [None]
 
 
-def test_a_download_goes_on_where_it_stopped(server: Server) -> None:
+def test_a_download_resumes_where_it_stopped(server: Server) -> None:
     server.limit = 2_000_000
     for done in (2_000_000, 4_000_000):
         with pytest.raises(InputError, match=f"stopped after {done} of {len(CONTENT)} bytes"):
@@ -104,7 +104,7 @@ def test_another_file_is_removed(server: Server) -> None:
     assert not path.exists()
 
 
-def test_failures_are_told_in_a_line(server: Server) -> None:
+def test_failures_are_reported_in_a_line(server: Server) -> None:
     with pytest.raises(InputError, match="F1.npz: the server answers 404 Not Found"):
         download(server.url.replace("F0", "F1"))
     server.server_close()

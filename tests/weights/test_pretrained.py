@@ -173,11 +173,11 @@ def test_a_url_is_downloaded(tmp_path: Path, micro: Tree, monkeypatch: pytest.Mo
         (("nfnet_micro",), "no parameters of nfnet_micro were published, but of nfnet_f0, "),
         (("nfnet_micro", "nowhere.npz"), "nowhere.npz cannot be read: No such file"),
         (("nfnet_micro", "empty"), "no checkpoints in empty"),
-        (("nfnet_micro", "text"), "text is no published file"),
+        (("nfnet_micro", "text"), "text is neither a published file, nor"),
         (("nfnet_micro", "half.safetensors"), "half.safetensors is damaged"),
     ],
 )
-def test_bad_input_is_told(
+def test_bad_input_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[Any, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -159,7 +159,7 @@ def test_allowed_names_with_other_arguments_are_refused(
         (b"\x80\x04})" + b"\x85" * 100_000 + b"Ns.", "a key that is a tuple"),
         (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.", "damaged"),  # Bytes without end.
         (b"\x80\x04\x8b\xff\xff\xff\x7f.", "damaged"),  # A number of two billion digits.
-        (b"\x80\x04}.", "holds no parameters"),
+        (b"\x80\x04}.", "does not hold parameters"),
         (b"\x80\x04.", "damaged"),
         (b"", "is empty"),
     ],
@@ -217,4 +217,4 @@ def test_memory_is_bounded_by_the_file(tmp_path: Path) -> None:
         text=True,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )
-    assert "holds no parameters" in result.stdout, result
+    assert "does not hold parameters" in result.stdout, result

@@ -21,7 +21,7 @@ from nfnets_jax.weights.published import Tree
 from nfnets_jax.weights.timm_names import from_timm, to_timm
 from tests import golden
 
-# F0 with little in it, as each of the two is told.
+# A small F0, in the settings of each of the two.
 SMALL: dict[str, Any] = {
     "width": (64, 64, 128, 128),
     "depth": (1, 2, 2, 1),
