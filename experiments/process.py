@@ -9,6 +9,10 @@ from pathlib import Path
 
 # Constants of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+# A constant of sys/mman.h.
+_MADV_HUGEPAGE = 14
+# Share of the machine's memory; Linux may refuse all of it.
+_HUGE_SHARE = 0.75
 
 
 def cache_compiled_programs() -> None:
@@ -27,8 +31,11 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next step, where JAX computes on CPUs alone.
 
     XLA allocates the gigabytes of a step each time. By default glibc returns them to the system,
-    which then hands them out page by page and zeroed. Call it before JAX starts its threads. It
-    does nothing where the environment has a ``MALLOC_`` variable of glibc.
+    which then hands them out page by page and zeroed. The pages are huge where Linux has them: a
+    step touches more small pages than a processor remembers the addresses of.
+
+    Call it before JAX starts its threads. It does nothing where the environment has a ``MALLOC_``
+    variable of glibc.
     """
     if platform.libc_ver()[0] != "glibc" or has_accelerators():
         return
@@ -39,6 +46,25 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_ARENA_MAX, 1)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)  # Never.
+    _ask_for_huge_pages(libc)
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
+    """Asks Linux for huge pages in the part of the heap where allocations will lie.
+
+    The part is allocated and freed at once, so that later allocations lie in it; no page of it is
+    touched.
+    """
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    libc.free.argtypes = (ctypes.c_void_p,)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    page = os.sysconf("SC_PAGE_SIZE")
+    size = int(_HUGE_SHARE * os.sysconf("SC_PHYS_PAGES")) * page
+    start = libc.malloc(size)
+    if start is None:  # Refused: pages stay small.
+        return
+    libc.madvise(-(-start // page) * page, size - page, _MADV_HUGEPAGE)
+    libc.free(start)
 
 
 def has_accelerators() -> bool:

@@ -1,4 +1,4 @@
-"""Trains the record as it was measured: one process a core, and memory in huge pages.
+"""Trains the record as it was measured: one process a core.
 
     python -m experiments.cifar10.train --config.data.dir=TFDS_DIR --workdir=DIR
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from experiments import process, run
-from experiments.cifar10 import memory, processes
+from experiments.cifar10 import processes
 from nfnets_jax.errors import InputError
 
 _CPU_PROCESSES = flags.DEFINE_integer(
@@ -22,7 +22,6 @@ _CPU_PROCESSES = flags.DEFINE_integer(
 def main(argv: Sequence[str]) -> None:
     """Starts the other processes, then trains."""
     process.keep_freed_memory()
-    memory.ask_for_huge_pages()
     if not processes.is_follower():
         try:
             membership = processes.start(_CPU_PROCESSES.value, flags.FLAGS.config.batch_size)

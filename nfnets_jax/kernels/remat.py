@@ -24,7 +24,16 @@ def keep_convolutions(function: Function) -> Function:
     costs memory and, in the body of a loop, kernels to compile.
     """
     policy = jax.checkpoint_policies.save_only_these_names(_CONVOLUTION)
-    return jax.checkpoint(function, policy=policy)
+
+    def run(weights: Any, x: jax.Array, *inputs: Any) -> jax.Array:
+        # As arguments, constants among the inputs would be unknown numbers in the backward pass.
+        # XLA would simplify it unlike the forward pass, and compute some activations twice.
+        def of_inputs(weights: Any, x: jax.Array) -> jax.Array:
+            return function(weights, x, *inputs)
+
+        return jax.checkpoint(of_inputs, policy=policy)(weights, x)
+
+    return run
 
 
 def keep_arguments(function: Function) -> Function:
