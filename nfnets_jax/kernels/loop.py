@@ -17,7 +17,13 @@ Tree = TypeVar("Tree")
 Block = Callable[..., jax.Array]
 
 
-def loop(block: Block, weights: Any, x: jax.Array, inputs: Any) -> jax.Array:
+def loop(
+    block: Block,
+    weights: Any,
+    x: jax.Array,
+    inputs: Any,
+    rematerialize: Callable[[Block], Block] = lambda block: block,
+) -> jax.Array:
     """Applies a block repeatedly: ``x = block(weights[i], x, *inputs[i])`` for each ``i``.
 
     The result is that of ``lax.scan``. The gradient, for reverse mode only, compiles faster and
@@ -28,6 +34,8 @@ def loop(block: Block, weights: Any, x: jax.Array, inputs: Any) -> jax.Array:
       weights: tree of arrays ``[blocks, ...]``.
       x: the first block's input.
       inputs: tuple of trees of arrays ``[blocks, ...]``, or None; no gradient flows to them.
+      rematerialize: changes what the block keeps for its gradient, such as those of
+        ``kernels.remat``.
 
     Returns:
       The last block's output.
@@ -39,7 +47,8 @@ def loop(block: Block, weights: Any, x: jax.Array, inputs: Any) -> jax.Array:
         return block(whole, x, *inputs)
 
     run = _loop if residuals_are_replaceable() else _scan
-    return run(reshaped, jax.tree.map(_without_unit_axes, weights), x, inputs)
+    # Outside of the rematerialized block, reshaped weights would be residuals: copies.
+    return run(rematerialize(reshaped), jax.tree.map(_without_unit_axes, weights), x, inputs)
 
 
 def _without_unit_axes(array: jax.Array) -> jax.Array:

@@ -48,6 +48,7 @@ class Stage:
         self._network = network
         self._stack = stack
         self._remat = remat
+        self._rematerialize = keep_convolutions if remat == "none" else keep_arguments
         self._modules: list[Any] | None = None
         if not prepared:
             makers = [first, *[equal] * (len(names) - 1)]
@@ -80,28 +81,29 @@ class Stage:
 
     def _run(self, params: tuple[hk.Params, Any], x: jax.Array, *inputs: Any) -> jax.Array:
         first, rest = params
-        x = self._function(self._first)(first, x, *_at(0, inputs))
-        run = self._function(self._equal)
+        x = self._rematerialize(_function(self._first))(first, x, *_at(0, inputs))
+        equal = _function(self._equal)
         if self._stack is not None:
-            return loop(run, rest, x, _at(slice(1, None), inputs))
+            return loop(equal, rest, x, _at(slice(1, None), inputs), self._rematerialize)
+        run = self._rematerialize(equal)
         for place, block in enumerate(rest, start=1):
             x = run(block, x, *_at(place, inputs))
         return x
 
-    def _function(self, make: MakeBlock) -> Callable[..., jax.Array]:
-        """Returns a block as a function of its parameters and inputs."""
-
-        def block(x: jax.Array, *inputs: Any) -> jax.Array:
-            module: Any = make(name=_BLOCK)
-            return module(x, *inputs)
-
-        apply = hk.transform(block).apply
-        rematerialized = keep_convolutions if self._remat == "none" else keep_arguments
-        return rematerialized(lambda params, x, *inputs: apply(params, None, x, *inputs))
-
 
 # What a block is called while it runs as a function.
 _BLOCK = "block"
+
+
+def _function(make: MakeBlock) -> Callable[..., jax.Array]:
+    """Returns a block as a function of its parameters and inputs."""
+
+    def block(x: jax.Array, *inputs: Any) -> jax.Array:
+        module: Any = make(name=_BLOCK)
+        return module(x, *inputs)
+
+    apply = hk.transform(block).apply
+    return lambda params, x, *inputs: apply(params, None, x, *inputs)
 
 
 def _below(module: str, params: Mapping[str, Any]) -> dict[str, Any]:

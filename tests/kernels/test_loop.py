@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from nfnets_jax.kernels import loop as loop_module
+from nfnets_jax.kernels.convolution import conv2d
 from nfnets_jax.kernels.loop import loop, residuals_are_replaceable
+from nfnets_jax.kernels.remat import convolution_output, keep_convolutions
 
 BLOCKS, EXAMPLES, WIDTH = 3, 4, 5
 
@@ -85,3 +87,16 @@ def test_no_iteration_of_the_backward_loop_copies_all_weights() -> None:
     assert "f32[64,32,32]" in loops
     assert not all_copied.search(loops)
     assert all_copied.search(main)
+
+
+def test_the_loop_keeps_one_copy_of_the_weights() -> None:
+    weights, x = jnp.ones((BLOCKS, 1, 1, WIDTH, WIDTH)), jnp.ones((2, 3, 3, WIDTH))
+
+    def block(weights: Any, x: jax.Array, scale: jax.Array) -> jax.Array:
+        return x + convolution_output(conv2d(jnp.tanh(x) * scale, weights))
+
+    def run(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return loop(block, weights, x, (jnp.ones(BLOCKS),), keep_convolutions)
+
+    residuals = jax.tree.leaves(jax.vjp(run, weights, x)[1])
+    assert [array.size for array in residuals].count(weights.size) == 1
