@@ -326,7 +326,7 @@ def test_a_deep_network_is_saved_in_the_published_form_and_resumes(
     assert loop.train(config, tmp_path / "twice")["params_sha256"] == once["params_sha256"]
 
 
-def test_clipping_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clipping_statistics_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, dict[str, float]] = {}
     monkeypatch.setattr(
         reporting.Reporter, "clipping", lambda self, step, figures: seen.update({step: figures})
