@@ -8,6 +8,7 @@ import experiments.cifar10  # noqa: F401, runs of nf_convnet may lack the field 
 from experiments.projects import import_projects
 from nfnets_jax.errors import InputError
 from nfnets_jax.serving.classifier import Classifier, open_classifier
+from nfnets_jax.weights.downloading import is_url
 from nfnets_jax.weights.run import read_run
 
 
@@ -30,6 +31,8 @@ def open_named(arguments: argparse.Namespace, features: bool = False) -> Classif
         raise InputError(f"--size is {arguments.size}; it takes a number from 1 on")
     model_of_run(arguments.weights)
     if arguments.model is None and not is_run(arguments.weights):
+        if _is_missing(arguments.weights):
+            raise InputError(f"no such weights: {arguments.weights}")
         raise InputError("no model is named: give --model, such as nfnet_f0")
     return open_classifier(
         arguments.model,
@@ -44,6 +47,10 @@ def open_named(arguments: argparse.Namespace, features: bool = False) -> Classif
 def is_run(weights: str | None) -> bool:
     """Returns whether ``--weights`` names the folder of a run."""
     return weights is not None and Path(weights).is_dir()
+
+
+def _is_missing(weights: str | None) -> bool:
+    return weights is not None and not is_url(weights) and not Path(weights).exists()
 
 
 def model_of_run(weights: str | None) -> dict[str, Any]:

@@ -175,6 +175,7 @@ MICRO = ("--model=nfnet_micro", "--weights=ten.safetensors")
         (predict, ("text.png", *MICRO), "error: text.png: not an image that OpenCV can decode"),
         (predict, ("text.png", "--model=nfnet_9"), "error: no model 'nfnet_9'; nearest: "),
         (predict, ("text.png", "--weights=ten.safetensors"), "error: no model is named"),
+        (predict, ("text.png", "--weights=nowhere"), "error: no such weights: nowhere"),
         (predict, ("text.png", "--model=nfnet_micro", "--weights=x"), "error: x cannot be read"),
         (predict, ("text.png", "--model=nfnet_micro", "--weights=text.png"), "error: text.png is "),
         (predict, ("text.png", *MICRO, "--classes=text.png"), "error: 1 class names for a network"),
