@@ -43,6 +43,9 @@ DOCUMENTATION = [
     "mkdocs-material>=9.6",
     "mkdocstrings-python>=2.0",
 ]
+# Compilers for accelerators, for machines that have them and for experiments.plan.
+CUDA = ["jax[cuda12]>=0.8"]
+TPU = ["jax[tpu]>=0.8"]
 # It wants an Orbax before 0.11.37, older than that of constraints.txt.
 ONNX = ["jax2onnx>=0.17"]
 
@@ -63,6 +66,8 @@ setup(
         "dev": TRAINING + DEVELOPMENT,
         "docs": DOCUMENTATION,
         "onnx": ONNX,
+        "cuda": CUDA,
+        "tpu": TPU,
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

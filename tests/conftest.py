@@ -17,14 +17,24 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nfnets_jax_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 import experiments.cifar10  # noqa: F401, it registers nf_convnet
 from benchmarks.shared_folder import shared_folder
 
 collect_ignore = ["weights/run_timm.py"]  # A Python with torch and timm runs it.
+
+
+@pytest.fixture(autouse=True)
+def _free_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Frees the programs of a slow test: those of large networks take gigabytes."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

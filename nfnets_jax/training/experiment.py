@@ -125,21 +125,28 @@ class Experiment:
         return self.model.unstacked(fetch(tree))
 
 
-def build_experiment(config: ml_collections.ConfigDict) -> Experiment:
+def build_experiment(
+    config: ml_collections.ConfigDict,
+    devices: list[jax.Device] | None = None,
+    dataset: Dataset | None = None,
+) -> Experiment:
     """Builds everything that a configuration names.
 
     Opens the data and reads pretrained weights, but writes nothing.
 
     Args:
       config: such as ``experiments/configs`` define them.
+      devices: devices to train on in place of this machine's, those of each host together.
+      dataset: images to train on in place of those that ``config.data`` names.
 
     Raises:
       InputError: a field has a value that it does not take, or data or weights cannot be read.
     """
     _check_fields(config)
-    devices = _select_devices(config)
+    devices = devices or _select_devices(config)
+    _check_batch(config, len(devices))
     _create_model(config, num_classes=1)  # So that a wrong name fails before the data are opened.
-    dataset = _open_dataset(config)
+    dataset = dataset or _open_dataset(config)
     model = _create_model(config, len(dataset.class_names))
     depths = layer_depths(model, dataset.channels)
     optimizer = create_optimizer(config, model.stacked(depths))
@@ -182,7 +189,11 @@ def _select_devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
     for process in range(jax.process_count()):
         of_host = [device for device in jax.devices() if device.process_index == process]
         devices += of_host[: wanted or None]
-    count = len(devices)
+    return devices
+
+
+def _check_batch(config: ml_collections.ConfigDict, count: int) -> None:
+    """Checks that ``count`` devices and the micro-batches divide the batch evenly."""
     if config.batch_size % count:
         nearest = max(1, round(config.batch_size / count)) * count
         raise InputError(
@@ -195,7 +206,6 @@ def _select_devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
             f"micro_batch_size {size} does not divide the {examples} images that each device gets "
             f"of a batch of {config.batch_size}"
         )
-    return devices
 
 
 def _create_model(config: ml_collections.ConfigDict, num_classes: int) -> Model:

@@ -15,8 +15,10 @@ def materialize(arrays: Any) -> Any:
     its inputs in place. XLA's CPU backend (jax 0.10.2) drops ``lax.optimization_barrier`` before it
     fuses: there the arrays pass through a loop that never runs, which XLA cannot know.
     """
-    if jax.default_backend() != "cpu":
-        return lax.optimization_barrier(arrays)
+    return lax.platform_dependent(arrays, cpu=_pass_a_loop, default=lax.optimization_barrier)
+
+
+def _pass_a_loop(arrays: Any) -> Any:
     leaves, structure = jax.tree.flatten(arrays)
     large = [leaf for leaf in leaves if _is_large(leaf)]
     if not large:

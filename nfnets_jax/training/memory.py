@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,22 @@ from nfnets_jax.training.step import Metrics, TrainState, make_update
 
 # Share of a device's memory for the update; the rest is for what the compiler does not count.
 _USABLE_SHARE = 0.9
+
+
+class Compilation(NamedTuple):
+    """A compiled update.
+
+    Attributes:
+      update: the ``jax.pmap``.
+      program: what it compiles to.
+      micro_batch_size: images per device and forward pass.
+      fits: whether the program fits the memory, by the compiler's plan.
+    """
+
+    update: Any
+    program: Any
+    micro_batch_size: int
+    fits: bool
 
 
 def compile_update(
@@ -30,12 +46,41 @@ def compile_update(
       batch: a batch from ``devices.transfer``; only the shapes matter.
       log: called with one line if the micro-batches are smaller than the device's part.
     """
+    memory = _smallest_memory(experiment.devices)
+    compilation = compile_to_fit(experiment, state, batch, memory)
+    examples, size = batch["image"].shape[1], compilation.micro_batch_size
+    if size < examples:
+        log(f"each device splits its {examples} images of a batch into micro-batches of {size}")
+    # A compiled pmap takes the arrays of all hosts, but each host holds only its own.
+    return compilation.program if jax.process_count() == 1 else compilation.update
+
+
+def compile_to_fit(
+    experiment: Experiment,
+    state: TrainState,
+    batch: DeviceBatch,
+    memory: float,
+    log: Callable[[str], None] = lambda _: None,
+) -> Compilation:
+    """Compiles the update of an experiment with the largest micro-batches that fit.
+
+    Args:
+      experiment, state, batch: as ``compile_update`` takes them.
+      memory: bytes of a device.
+      log: called with one line for each size that does not fit.
+
+    Returns:
+      The update of ``config.micro_batch_size`` or, if that is 0, of the largest divisor of each
+      device's part of the batch that fits; of the smallest if none does.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the compiler refuses even the smallest.
+    """
     config = experiment.config
     examples = batch["image"].shape[1]
     sizes = [size for size in range(examples, 0, -1) if examples % size == 0]
     if config.micro_batch_size:
         sizes = [config.micro_batch_size]
-    available = _USABLE_SHARE * _smallest_memory(experiment.devices)
     for size in sizes:
         update: Any = make_update(
             experiment.model,
@@ -48,13 +93,19 @@ def compile_update(
             sam=experiment.sam,
             clipping_stats=experiment.clipping_stats,
         )
-        compiled = update.lower(state, batch).compile()
-        if planned_bytes(compiled) <= available:
+        try:
+            program = update.lower(state, batch).compile()
+        except jax.errors.JaxRuntimeError as error:
+            # Compilers of TPUs refuse a program that does not fit.
+            if "RESOURCE_EXHAUSTED" not in str(error) or size == sizes[-1]:
+                raise
+            log(f"{size} images at a time do not fit")
+            continue
+        needed = planned_bytes(program)
+        if needed <= _USABLE_SHARE * memory:
             break
-    if size < examples:
-        log(f"each device splits its {examples} images of a batch into micro-batches of {size}")
-    # A compiled pmap takes the arrays of all hosts, but each host holds only its own.
-    return compiled if jax.process_count() == 1 else update
+        log(f"{size} images at a time take {needed / 1e9:.1f} GB")
+    return Compilation(update, program, size, needed <= _USABLE_SHARE * memory)
 
 
 def planned_bytes(compiled: Any) -> int:

@@ -1,0 +1,213 @@
+"""Plans a run for accelerators that are not there: does it fit, and what will a step do?
+
+    python -m experiments.plan --config=nfnet_f0 --target=h100 --config.batch_size=256
+    python -m experiments.plan --config=nfnet_f5 --target=v4:4x4x4 --config.batch_size=4096 --json
+
+It compiles the run's training step with the target's own compiler, which needs no device: install
+``'.[train,cuda]'`` or ``'.[train,tpu]'`` in an environment of its own. Targets are a100, h100 and
+h200, ``8xh100`` for eight on one host, and TPUs with their topology of chips. No data are opened:
+images of 1000 classes are assumed, and ``--num_classes`` changes that. Exit codes: 0; 1, with one
+line that says why.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from experiments import program, run
+from experiments.projects import import_projects
+from experiments.targets import Target, open_target
+from nfnets_jax.errors import InputError
+
+_TARGET = flags.DEFINE_string("target", None, "h100, 8xh100, v4:4x4x4, v5e:4x4 ...")
+_CLASSES = flags.DEFINE_integer("num_classes", 1000, "Classes of data that are not at hand.")
+_JSON = flags.DEFINE_bool("json", False, "One JSON object on one line.")
+_HLO = flags.DEFINE_string("hlo", "", "File for the optimized program.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Plans the configuration on the command line."""
+    if argv[1:]:
+        sys.exit(f"error: {argv[1]!r} is no flag; see --help")
+    try:
+        if not _TARGET.value:
+            raise InputError("no target: give --target, such as h100 or v4:4x4x4")
+        if _CLASSES.value < 1:
+            raise InputError(f"--num_classes is {_CLASSES.value}; it takes a number from 1 on")
+        target = open_target(_TARGET.value)
+        config = flags.FLAGS.config
+        import_projects(config.get("imports", ()))
+        figures, hlo = plan(config, target, _CLASSES.value)
+        if _HLO.value:
+            Path(_HLO.value).write_text(hlo, encoding="utf-8")
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(json.dumps(figures) if _JSON.value else as_text(figures))
+
+
+def plan(config: ConfigDict, target: Target, num_classes: int) -> tuple[dict[str, Any], str]:
+    """Compiles the training step of a run for a target.
+
+    Args:
+      config: the run's configuration.
+      target: the devices.
+      num_classes: of the data, unless they are built in.
+
+    Returns:
+      The figures, by name, and the optimized program. ``argument_bytes``, ``temporary_bytes`` and
+      ``collective_bytes`` are of one device, ``device_bytes`` is its memory; ``flops`` are those of
+      the network's products in one step on all devices, without rematerialization. ``kernels`` and
+      ``bytes`` count the fusions of a GPU's program. ``roofline_seconds`` is the time of a step in
+      which a device works at the data sheet's rates: that of its products or of the bytes that its
+      kernels move, whichever takes longer.
+
+    Raises:
+      InputError: the configuration cannot be run on the target.
+    """
+    import jax  # Not at the top: open_target sets the environment that JAX reads.
+
+    from nfnets_jax.models.counting import summarize
+    from nfnets_jax.training.memory import compile_to_fit
+
+    experiment = _build(config, target, num_classes)
+    state, batch = _shapes(experiment)
+    start = time.monotonic()
+    try:
+        compilation = compile_to_fit(experiment, state, batch, target.rates.memory, _log)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(f"one image at a time does not fit {target.name}") from error
+    seconds = time.monotonic() - start
+    memory = compilation.program.memory_analysis()
+    hlo = compilation.program.as_text()
+    kernels = program.count_kernels(hlo)
+
+    size, channels = config.data.image_size, experiment.dataset.channels
+    forward = 2 * summarize(experiment.model, size, channels).work.multiply_adds
+    flops = 3 * forward * config.batch_size * (1 + _ascent_share(experiment, batch, compilation))
+    moved = sum(kernel.bytes for kernel in kernels)
+    if target.backend != "gpu":  # Its program says more than the names of kernels.
+        moved = int(compilation.program.cost_analysis()["bytes accessed"])
+    figures: dict[str, Any] = {
+        "model": config.model.name,
+        "batch_size": config.batch_size,
+        "image_size": size,
+        "precision": config.precision,
+        "remat": config.model.get("remat", "none"),
+        "micro_batch_size": compilation.micro_batch_size,
+        "target": target.name,
+        "devices": len(target.devices),
+        "compile_seconds": seconds,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "device_bytes": target.rates.memory,
+        "fits": compilation.fits,
+        "flops": flops,
+        "collective_bytes": program.collective_bytes(kernels),
+        "roofline_seconds": max(
+            flops / len(target.devices) / target.rates.flops, moved / target.rates.bytes
+        ),
+    }
+    if target.backend == "gpu":
+        figures["kernels"], figures["bytes"] = program.fusions(kernels)
+    return figures, hlo
+
+
+def as_text(figures: Mapping[str, Any]) -> str:
+    """Returns the figures of ``plan`` as lines to read."""
+    arguments, temporaries = figures["argument_bytes"], figures["temporary_bytes"]
+    examples = figures["batch_size"] // figures["devices"]
+    lines = [
+        f"{figures['model']} at {figures['image_size']} pixels, {figures['precision']}, on "
+        f"{figures['target']} ({figures['devices']}): {examples} image{'s' * (examples > 1)} each, "
+        f"{figures['micro_batch_size']} at a time, remat {figures['remat']}; compiled in "
+        f"{figures['compile_seconds']:.0f} s",
+        f"memory     {'fits' if figures['fits'] else 'does not fit'}: state and batch "
+        f"{arguments / 1e9:.2f} GB, temporaries {temporaries / 1e9:.2f} GB, of "
+        f"{figures['device_bytes'] / 1e9:.1f} GB",
+        f"products   {figures['flops'] / 1e12:.2f} TFLOP a step on all devices",
+        f"exchanged  {figures['collective_bytes'] / 1e9:.3f} GB a step between devices",
+    ]
+    lines += [
+        f"fusions    {number:,} of the {part}, {figures['bytes'][part] / 1e9:.2f} GB"
+        for part, number in figures.get("kernels", {}).items()
+    ]
+    lines.append(
+        f"roofline   {1000 * figures['roofline_seconds']:.1f} ms a step at least: dense bfloat16 "
+        "products and memory at the data sheet's rates, whichever takes longer; no exchange"
+    )
+    is_split = not figures["fits"] or figures["micro_batch_size"] < examples
+    if is_split and figures["remat"] == "none":
+        lines.append("larger micro-batches may fit with --config.model.remat=block")
+    return "\n".join(lines)
+
+
+def _build(config: ConfigDict, target: Target, num_classes: int) -> Any:
+    """Returns the run's ``Experiment``, on the target, with images that need no files."""
+    import dataclasses
+
+    from nfnets_jax.data.normalization import mean_and_std
+    from nfnets_jax.data.sources import open_dataset
+    from nfnets_jax.kernels.convolution import Policy
+    from nfnets_jax.training.experiment import build_experiment
+
+    config = config.copy_and_resolve_references()
+    config.init.weights = ""
+    config.data.holdout = 0
+    dataset = None
+    if config.data.name not in ("digits", "synthetic"):
+        mean, std = mean_and_std(config.data.name)
+        dataset = dataclasses.replace(
+            open_dataset("synthetic", size=config.data.image_size),
+            class_names=tuple(map(str, range(num_classes))),
+            mean=mean,
+            std=std,
+        )
+    experiment = build_experiment(config, target.devices, dataset)
+    model = experiment.model.with_policy(Policy(backend=target.backend))
+    return dataclasses.replace(experiment, model=model)
+
+
+def _shapes(experiment: Any) -> tuple[Any, Any]:
+    """Returns the shapes of state and batch, as a host's part of ``jax.pmap`` has them."""
+    import jax
+    import numpy as np
+
+    from nfnets_jax.devices import local_devices
+
+    local = len(local_devices(experiment.devices))
+    part = experiment.config.batch_size // len(experiment.devices)
+    size, channels = experiment.config.data.image_size, experiment.dataset.channels
+    state = jax.eval_shape(lambda: experiment.model.stacked(experiment.create_state()))
+    batch = {
+        "image": jax.ShapeDtypeStruct((part, size, size, channels), np.uint8),
+        "label": jax.ShapeDtypeStruct((part,), np.int32),
+        "other_label": jax.ShapeDtypeStruct((part,), np.int32),
+        "share": jax.ShapeDtypeStruct((part,), np.float32),
+    }
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((local, *array.shape), array.dtype), (state, batch)
+    )
+
+
+def _ascent_share(experiment: Any, batch: Any, compilation: Any) -> float:
+    """Returns the share of the batch that SAM computes a first gradient of."""
+    if experiment.sam is None:
+        return 0.0
+    examples = batch["image"].shape[1]
+    return experiment.sam.ascent_examples(examples, compilation.micro_batch_size) / examples
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=run.parse)
