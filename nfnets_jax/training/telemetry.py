@@ -32,16 +32,27 @@ class ClippingStats:
     def __call__(
         self, step: jax.Array, grads: chex.ArrayTree, params: chex.ArrayTree
     ) -> chex.ArrayTree:
-        """Returns ``optax_agc.clipping_statistics``; zeros, at no cost, between measurements."""
+        """Measures a step; between measurements, returns zeros at no cost.
+
+        Returns:
+          For each parameter the figures that ``named_figures`` names, float32 ``[figures]``; for
+          stacked ones ``[layers, figures]``. They are one array, as each array costs time in
+          every step.
+        """
 
         def measure() -> chex.ArrayTree:
-            return optax_agc.clipping_statistics(
+            statistics = optax_agc.clipping_statistics(
                 grads,
                 params,
                 self.clipping,
                 self.eps,
                 optax_agc.haiku,
                 quantiles=tuple(_QUANTILES.values()),
+            )
+            return jax.tree.map(
+                lambda seen: jnp.concatenate([seen.clipped[..., None], seen.ratios], axis=-1),
+                statistics,
+                is_leaf=lambda node: isinstance(node, optax_agc.UnitStatistics),
             )
 
         zeros = jax.tree.map(
@@ -50,13 +61,11 @@ class ClippingStats:
         return lax.cond(step % self.every == 0, measure, lambda: zeros)
 
 
-def named_figures(statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Returns ``MODULE/PARAMETER/figure`` for a log, for the statistics of unstacked parameters."""
+def named_figures(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Returns ``MODULE/PARAMETER/figure`` for a log, for the figures of unstacked parameters."""
     return {
         f"{module}/{name}/{figure}": float(value)
-        for module, parameters in statistics.items()
-        for name, seen in parameters.items()
-        for figure, value in zip(
-            ("clipped", *_QUANTILES), (seen.clipped, *seen.ratios), strict=True
-        )
+        for module, parameters in stats.items()
+        for name, figures in parameters.items()
+        for figure, value in zip(("clipped", *_QUANTILES), figures, strict=True)
     }
