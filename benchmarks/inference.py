@@ -1,8 +1,8 @@
-"""Folded networks beside unfolded ones and the peer, one image at a time and many, in one run.
+"""Compares folded networks with unfolded ones and with timm's, for one image and for many.
 
     python -m benchmarks.inference --rounds=3 --peer_python=PYTHON_WITH_TORCH_AND_TIMM
 
-Unfolded is ``Model.apply``, which standardizes the kernels of each batch anew, as the peer does.
+Unfolded is ``Model.apply``, which standardizes the kernels for each batch, as timm does.
 Writes ``inference_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``, as
 ``benchmarks.compare`` does.
 """

@@ -2,11 +2,11 @@
 
     python -m benchmarks.overheads --model=nfnet_f0 --batch=8 --size=192 --steps=10 --rounds=5
 
-takes so many steps bare, then with one checkpoint begun after the first of them, then with one
-look, in turn. What one of either costs is the median of the differences in seconds;
-``checkpoint_share`` and ``look_share`` are what that makes of a run's time with
-``checkpoint_every`` and ``look_every`` at 100: two checkpoints, one look. Images are noise, and the
-same in all steps.
+alternates rounds of plain steps, of steps of which the first starts a checkpoint, and of steps of
+which the first measures clipping statistics. The cost of either is the median difference to the
+plain round. ``checkpoint_share`` and ``look_share`` are their shares of a run's time with
+``checkpoint_every`` and ``look_every`` at 100: two checkpoints and one measurement in 100 steps.
+All steps take the same images of noise.
 """
 
 import argparse
@@ -52,24 +52,24 @@ def _measure(experiment: Experiment, folder: Path, steps: int, rounds: int) -> d
     batch = {k: v for k, v in next(iter(experiment.train_batches)).items() if k != "unreadable"}
     on_devices = transfer(cast(dict[str, np.ndarray], batch), experiment.devices)
     state = experiment.to_devices(experiment.create_state())
-    update, looking = (
+    update, measuring = (
         compile_update(each, state, on_devices, print)
         for each in (dataclasses.replace(experiment, clipping_stats=None), experiment)
     )
     with contextlib.closing(Checkpoints(folder, keep=1)) as saved:
 
         def take(update: Callable[..., Any], save: int | None = None, look: bool = False) -> float:
-            """Seconds of so many steps, and of what is asked for after the first."""
+            """Returns the seconds of a round, with a checkpoint or statistics on request."""
             nonlocal state
             start = time.perf_counter()
             for step in range(steps):
-                state, metrics = (looking if look and step == 0 else update)(state, on_devices)
+                state, metrics = (measuring if look and step == 0 else update)(state, on_devices)
                 if step == 0 and save is not None:
                     saved.save(save, experiment.to_host(state), {})
             jax.block_until_ready(metrics)
             return time.perf_counter() - start
 
-        take(update, save=0, look=True)  # The first of each takes longer.
+        take(update, save=0, look=True)  # The first checkpoint and measurement take longer.
         bare, saving, look = zip(
             *[
                 (take(update), take(update, save=i), take(update, look=True))

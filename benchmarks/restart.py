@@ -1,10 +1,10 @@
-"""How soon a run trains again after a kill, beside its first start, as a line of JSON.
+"""Measures how soon a killed run trains again, compared with its first start, as a line of JSON.
 
     python -m benchmarks.restart --config=nfnet_digits --rounds=3
 
-starts it with nothing compiled, kills it (SIGKILL) after its first checkpoint, and starts it again;
-each time from the command to the first line of metrics. Seconds are medians; ``ratio`` is that of
-the pairs.
+starts the run with an empty cache of programs, kills it (SIGKILL) after its first checkpoint, and
+starts it again. Both times are from the command to the first line of metrics. All figures are
+medians of the rounds; ``ratio`` is the restart's time over the first start's.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _start(config: str, folder: Path) -> float:
-    """Seconds until the run in this folder trains; it is killed once it has a checkpoint."""
+    """Starts a run, kills it after a checkpoint, and returns the seconds until it trained."""
     run, before = folder / "run", _rows(folder / "run")
     flags = ["--config.log_every=1", "--config.checkpoint_every=10", "--config.eval_every=0"]
     start = time.perf_counter()

@@ -1,12 +1,12 @@
-"""A run that is killed again and again, beside one that is left alone.
+"""Compares a run that is killed again and again with one that is not.
 
     python -m benchmarks.survival --kills=20 --damages=3
 
-trains a small network on the digits to its end, then trains it once more and kills it (SIGKILL) at
-random moments, some of them while a checkpoint is written; three times the newest checkpoint is
-damaged before the next start. The end must be the same: the parameters bit for bit, and each step's
-metrics once. What happened is printed as a table and written to ``results/survival_DEVICE.md``.
-Exit code 1 if anything is not as it should be.
+trains a small network on the digits to its end. Then it trains the network again and kills it
+(SIGKILL) at random moments, some of them while a checkpoint is written; three times it damages the
+newest checkpoint before the next start. Both runs must end with the same parameters, bit for bit,
+and with the metrics of each step once. It prints a table of what happened and writes it to
+``results/survival_DEVICE.md``. The exit code is 1 if the runs differ.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Start:
 
     Attributes:
       damage: what was done to the newest checkpoint before it, empty for nothing.
-      resumed: step that it went on from, 0 for the beginning.
+      resumed: step that it resumed at, 0 for the beginning.
       reached: last step that it reported.
       ended: what ended it.
     """
@@ -60,7 +60,7 @@ class Start:
 
 
 def main() -> None:
-    """Runs, kills, compares, tells."""
+    """Kills and resumes a run, and reports what differs from an undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--damages", type=int, default=3)
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 class Run:
-    """A small run in two workdirs, one for each course of events."""
+    """A small run in two workdirs: undisturbed in one, killed in the other."""
 
     def __init__(self, folder: Path, steps: int, checkpoint_every: int):
         self._calm, self._rough = folder / "calm", folder / "rough"
@@ -92,7 +92,7 @@ class Run:
         self._command = [sys.executable, "-m", "experiments.run", f"--config={config}"]
 
     def survive(self, kills: int, damages: int, moments: random.Random) -> list[Start]:
-        """Trains undisturbed, and then with so many kills; gives the starts of the latter."""
+        """Trains undisturbed, then with ``kills`` kills; returns the starts of the second run."""
         began = time.monotonic()
         subprocess.run([*self._command, f"--workdir={self._calm}"], check=True, capture_output=True)
         print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
@@ -110,7 +110,7 @@ class Run:
         return starts
 
     def _start(self, damage: str, kill: str | None, moments: random.Random) -> Start:
-        """Starts the run and kills it at some moment of its training, or waits for its end."""
+        """Starts the run and kills it at a random moment, or waits for its end."""
         output = self._rough.with_name("output.txt")
         with output.open("w") as file:
             process = subprocess.Popen(
@@ -179,7 +179,7 @@ class Run:
 
 
 def _rows(workdir: Path) -> list[dict[str, Any]]:
-    """The whole lines of the metrics, without what is measured in seconds."""
+    """Returns the complete rows of the metrics, without those that measure time."""
     file = workdir / "metrics.jsonl"
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     return [

@@ -301,7 +301,7 @@ class NFNetConfig:
         return tuple(stacks)
 
     def is_looped(self, equal_blocks: int) -> bool:
-        """Returns whether so many equal blocks in a row are compiled as a loop."""
+        """Returns whether this number of equal blocks in a row is compiled as a loop."""
         return equal_blocks >= max(1, self.looped_blocks)
 
     @property

@@ -1,4 +1,4 @@
-"""How hard each parameter is clipped, measured every so many steps."""
+"""Measures at intervals how hard each parameter is clipped."""
 
 import dataclasses
 from collections.abc import Mapping

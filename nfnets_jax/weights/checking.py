@@ -17,7 +17,7 @@ _MOST_NAMED = 4
 
 
 def shapes_of(model: Model, channels: int) -> Shapes:
-    """Returns the shapes of a model's parameters for images of so many channels."""
+    """Returns the shapes of a model's parameters for images with this number of channels."""
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
     params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
     return {

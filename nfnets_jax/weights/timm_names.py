@@ -176,7 +176,7 @@ def _modules(config: Any) -> dict[str, str]:
 
 
 def _layout(timm_module: str, name: str, dimensions: int) -> _Layout:
-    """Returns timm's layout of a parameter with so many dimensions."""
+    """Returns timm's layout of a parameter with this number of dimensions."""
     if name == "gain":
         return _Layout((0,), added=3)
     if name != "w":

@@ -95,7 +95,7 @@ def test_a_missing_file_is_named_in_the_error(tmp_path: Path) -> None:
 
 
 def test_extraneous_bytes_are_ignored() -> None:
-    """A few photographs of ImageNet have some before the end of the image."""
+    """A few of ImageNet's photographs have extraneous bytes before the end of the image."""
     padded = JPEG[:-2] + bytes(5) + JPEG[-2:]
     np.testing.assert_array_equal(decode(padded), decode(JPEG))
 

@@ -17,7 +17,7 @@ from nfnets_jax.weights.published import Tree
 
 @pytest.fixture
 def params(tmp_path: Path) -> Tree:
-    """Of a network for gray images of ten classes, which ``ten.safetensors`` holds."""
+    """Returns parameters for gray images of ten classes, and writes ``ten.safetensors``."""
     model = nfnets_jax.create_model("nfnet_micro", 10)
     params, _ = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     params = jax.tree.map(np.asarray, params)
@@ -26,7 +26,7 @@ def params(tmp_path: Path) -> Tree:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> str:
-    """Calls the command; what it writes to standard output."""
+    """Runs the command and returns what it prints."""
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
     with contextlib.redirect_stdout(io.StringIO()) as output:
         convert.main()

@@ -21,17 +21,17 @@ from nfnets_jax.training import loop
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compilation for all eight takes longer than what is tested here."""
+    """Hides all devices but one: compiling for eight takes longer than the tests."""
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a run that has learned a little."""
+    """Returns the workdir of a short run."""
     workdir = tmp_path_factory.mktemp("run")
     config = digits.get_config()
     config.update({"num_steps": 120, "batch_size": 64, "num_devices": 1})
-    with config.unlocked():  # A network that is compiled soon.
+    with config.unlocked():  # A network that compiles quickly.
         config.model.update(width=(32,), depth=(1,), strides=(1,), stem=((16, 1),), group_size=16)
     loop.train(config, workdir)
     return workdir
@@ -39,7 +39,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Digits as files, a folder each, named as the classes are."""
+    """Returns a folder of images of digits, one folder per class."""
     folder = tmp_path_factory.mktemp("photos")
     test = open_dataset("digits").test
     assert test is not None
@@ -152,7 +152,7 @@ def test_a_batch_normalized_run_brings_its_statistics(tmp_path: Path) -> None:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with things that cannot be used."""
+    """Makes a working directory of files that no command can use."""
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("classes/a").mkdir(parents=True)

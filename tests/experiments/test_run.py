@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command as a user runs it, on one device."""
+    """Runs the command as a user does, on one device."""
     return subprocess.run(
         [sys.executable, "-m", "experiments.run", *arguments],
         cwd=REPOSITORY,

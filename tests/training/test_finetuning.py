@@ -40,7 +40,7 @@ def configuration(**init: object) -> ConfigDict:
 
 
 def parameters(path: Path, classes: int = 10, channels: int = 1) -> Tree:
-    """New ones, which the file gets."""
+    """Draws parameters, writes them to a file and returns them."""
     model = nfnets_jax.create_model("nfnet_micro", classes, **SMALL)
     params, _ = model.init(jax.random.key(7), jnp.zeros((1, 8, 8, channels)))
     params = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.01), params)
@@ -106,7 +106,7 @@ def test_an_unusable_start_is_refused_before_anything_is_written(tmp_path: Path)
 
 
 def _flops(experiment: Experiment) -> float:
-    """Of one update, as compiled."""
+    """Returns the FLOPs of one update, as the compiler counts them."""
     batch: dict[str, np.ndarray] = {
         "image": np.zeros((16, 8, 8, 1), np.uint8),
         "label": np.zeros(16, np.int32),

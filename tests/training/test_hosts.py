@@ -27,7 +27,7 @@ def get_config():
 
 
 def start(folder: Path, workdir: Path, processes: int, *flags: str) -> list[subprocess.Popen[str]]:
-    """So many processes that train together, on four devices in all."""
+    """Starts processes that train together, on four devices in all."""
     config = folder / "tiny.py"
     config.write_text(CONFIG)
     command = [sys.executable, "-m", "experiments.run", f"--config={config}", *flags]

@@ -68,14 +68,14 @@ def test_a_finished_run_says_so(
 
 
 @pytest.mark.parametrize("step", [3, pytest.param(10, marks=pytest.mark.slow)])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(
+def test_an_interrupted_run_ends_like_an_undisturbed_one(
     finished: tuple[Path, dict[str, Any]],
     step: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """SIGTERM at a step; going on, with other devices too, gives the same parameters and rows."""
+    """After SIGTERM at a step, the resumed run has the same parameters and rows."""
     report = reporting.Reporter.train
     signals = iter([signal.SIGTERM])
 
@@ -227,7 +227,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path: Pat
 
 
 class DivergesOnce:
-    """Compiles as ever, and makes one step's loss no number."""
+    """Compiles the update, and makes the loss of one step NaN."""
 
     def __init__(self, calls: int):
         self._calls, self._compile = calls, loop.compile_update
@@ -297,7 +297,7 @@ def test_steps_are_profiled_and_shown_on_request(
 def test_a_deep_network_is_saved_in_the_published_form_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of its three blocks two are equal: on the devices their parameters are stacked."""
+    """Two of its three blocks are equal, so the devices hold their parameters stacked."""
     seen: set[str] = set()
     monkeypatch.setattr(
         reporting.Reporter, "clipping", lambda self, step, figures: seen.update(figures)

@@ -36,7 +36,7 @@ def make_update(
     devices: list[jax.Device],
     **settings: Any,
 ) -> Any:
-    """An update by small gray images."""
+    """Makes an update for small gray images."""
     return step.make_update(
         model,
         optimizer,
@@ -49,7 +49,7 @@ def make_update(
 
 
 def test_f0_trains_as_published() -> None:
-    """Six steps: loss, learning rate and the norms of gradients, parameters and their average."""
+    """Compares six steps: loss, learning rate, norms of gradients, parameters and average."""
     expected = golden.load("train_nfnet_f0.json")
     steps, batch, size = expected["steps"], expected["batch"], expected["image_size"]
     images = golden.generator("train_images").standard_normal(
@@ -103,7 +103,7 @@ def test_f0_trains_as_published() -> None:
 
 
 def train(devices: int, micro_batch_size: int = 0) -> list[float]:
-    """Losses of ten steps of a tiny network, stochastic depth and dropout on."""
+    """Returns the losses of ten steps of a tiny network with stochastic depth and dropout."""
     model = nfnets_jax.create_model(
         "nfnet_micro",
         10,
@@ -133,12 +133,12 @@ def train(devices: int, micro_batch_size: int = 0) -> list[float]:
 
 @pytest.fixture(scope="module")
 def losses() -> dict[int, list[float]]:
-    """By the number of devices."""
+    """Returns the losses by the number of devices."""
     return {devices: train(devices) for devices in (1, 2, 8)}
 
 
 def test_a_batch_in_parts_takes_the_same_steps(losses: dict[int, list[float]]) -> None:
-    """One device with four images at a time, and eight with all of their two."""
+    """One device takes four images at a time; each of eight takes its two at once."""
     np.testing.assert_allclose(train(1, 4)[:5], losses[8][:5], atol=1e-4)
 
 
@@ -223,7 +223,7 @@ def test_mixtures_are_asked_for_both_labels_by_their_shares() -> None:
 
 
 def test_sam_takes_the_gradient_at_the_worst_place_nearby() -> None:
-    """Two devices, the way up decided by the first half of each one's images."""
+    """On two devices, the first half of each one's images decides the ascent."""
     model = nfnets_jax.create_model(
         "nfnet_micro", 10, depth=(1,), width=(16,), strides=(1,), group_size=8
     )

@@ -42,7 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """What is served, and the ranges that were asked for."""
+    """Serves content, and records the ranges that are requested."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

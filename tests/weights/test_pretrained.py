@@ -32,7 +32,7 @@ def _micro() -> Tree:
 
 @pytest.fixture
 def micro() -> Tree:
-    """A small tree of ten classes, to be changed at will."""
+    """Returns small parameters for ten classes, in dictionaries of their own."""
     return {module: dict(parameters) for module, parameters in _micro().items()}
 
 

@@ -197,7 +197,7 @@ def test_corrupted_files_give_a_tree_or_an_error(tmp_path: Path, protocol: int) 
 
 
 def test_memory_is_bounded_by_the_file(tmp_path: Path) -> None:
-    """Ten megabytes that are asked for ten thousand times as something else."""
+    """The file asks ten thousand times to encode ten megabytes."""
     text = "\xe9" * 10_000_000
     one = dumps([text, Name("_codecs.encode"), (text, "latin1")], 2)
     # The name and its arguments are remembered and called again and again.
