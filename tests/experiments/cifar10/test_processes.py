@@ -70,6 +70,7 @@ def test_processes_are_counted_from_zero() -> None:
         launcher.start(-1, batch_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(process.has_accelerators(), reason="with accelerators there is one process")
 def test_followers_train_with_the_first_process_which_alone_reports(tmp_path: Path) -> None:
     config = tmp_path / "tiny.py"
