@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> None:
     except (InputError, WorkerError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except loop.Interrupted as interrupted:
-        if hosts.is_first():
-            print(f"{interrupted}; the same command resumes it", file=sys.stderr)
+        print(f"{interrupted}; the same command resumes it", file=sys.stderr)
         sys.exit(128 + interrupted.signal_number)
     if hosts.is_first():
         print(_results(summary, workdir))

@@ -5,6 +5,8 @@
 All flags of ``experiments.run`` hold; ``--cpu_processes`` is the number of processes.
 """
 
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -29,13 +31,15 @@ def main(argv: Sequence[str]) -> None:
             sys.exit(f"error: --cpu_processes: {error}")
         for name, value in membership._asdict().items() if membership else ():
             setattr(flags.FLAGS, name, value)
-    try:
+    if not processes.is_follower():
         run.main(argv)
+        return
+    # The first process reports what all of them meet.
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            run.main(argv)
     except SystemExit as end:
-        # The first process reports what all of them meet.
-        if processes.is_follower() and isinstance(end.code, str):
-            sys.exit(1)
-        raise
+        sys.exit(1 if isinstance(end.code, str) else end.code)
 
 
 def parse(argv: list[str]) -> list[str]:
