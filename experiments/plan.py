@@ -1,7 +1,7 @@
 """Plans a run for accelerators that are not there: does it fit, and what will a step do?
 
     python -m experiments.plan --config=nfnet_f0 --target=h100 --config.batch_size=256
-    python -m experiments.plan --config=nfnet_f5 --target=v4:4x4x4 --config.batch_size=4096 --json
+    python -m experiments.plan --config=nfnet_f0 --target=v4:4x4x4 --config.batch_size=4096 --json
 
 It compiles the run's training step with the target's own compiler, which needs no device: install
 ``'.[train,cuda]'`` or ``'.[train,tpu]'`` in an environment of its own. Targets are a100, h100 and
@@ -10,6 +10,7 @@ images of 1000 classes are assumed, and ``--num_classes`` changes that. Exit cod
 line that says why.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -17,12 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments import program, run
 from experiments.projects import import_projects
 from experiments.targets import Target, open_target
+from nfnets_jax.atomic import atomic_write_for_user
 from nfnets_jax.errors import InputError
 
 _TARGET = flags.DEFINE_string("target", None, "h100, 8xh100, v4:4x4x4, v5e:4x4 ...")
@@ -44,11 +47,12 @@ def main(argv: Sequence[str]) -> None:
         config = flags.FLAGS.config
         import_projects(config.get("imports", ()))
         figures, hlo = plan(config, target, _CLASSES.value)
+        print(json.dumps(figures) if _JSON.value else as_text(figures), flush=True)
         if _HLO.value:
-            Path(_HLO.value).write_text(hlo, encoding="utf-8")
-    except (InputError, OSError) as error:
+            with atomic_write_for_user(Path(_HLO.value)) as partial:
+                partial.write_text(hlo, encoding="utf-8")
+    except InputError as error:
         sys.exit(f"error: {error}")
-    print(json.dumps(figures) if _JSON.value else as_text(figures))
 
 
 def plan(config: ConfigDict, target: Target, num_classes: int) -> tuple[dict[str, Any], str]:
@@ -65,7 +69,7 @@ def plan(config: ConfigDict, target: Target, num_classes: int) -> tuple[dict[str
       the network's products in one step on all devices, without rematerialization. ``kernels`` and
       ``bytes`` count the fusions of a GPU's program. ``roofline_seconds`` is the time of a step in
       which a device works at the data sheet's rates: that of its products or of the bytes that its
-      kernels move, whichever takes longer.
+      kernels move, whichever takes longer. ``remat`` is None for networks without the option.
 
     Raises:
       InputError: the configuration cannot be run on the target.
@@ -83,7 +87,10 @@ def plan(config: ConfigDict, target: Target, num_classes: int) -> tuple[dict[str
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise InputError(f"one image at a time does not fit {target.name}") from error
+        size = config.micro_batch_size or 1
+        raise InputError(
+            f"a step with micro-batches of {size} does not fit {target.name}"
+        ) from error
     seconds = time.monotonic() - start
     memory = compilation.program.memory_analysis()
     hlo = compilation.program.as_text()
@@ -100,7 +107,7 @@ def plan(config: ConfigDict, target: Target, num_classes: int) -> tuple[dict[str
         "batch_size": config.batch_size,
         "image_size": size,
         "precision": config.precision,
-        "remat": config.model.get("remat", "none"),
+        "remat": getattr(experiment.model.config, "remat", None),
         "micro_batch_size": compilation.micro_batch_size,
         "target": target.name,
         "devices": len(target.devices),
@@ -124,10 +131,11 @@ def as_text(figures: Mapping[str, Any]) -> str:
     """Returns the figures of ``plan`` as lines to read."""
     arguments, temporaries = figures["argument_bytes"], figures["temporary_bytes"]
     examples = figures["batch_size"] // figures["devices"]
+    remat = f", remat {figures['remat']}" if figures["remat"] else ""
     lines = [
         f"{figures['model']} at {figures['image_size']} pixels, {figures['precision']}, on "
         f"{figures['target']} ({figures['devices']}): {examples} image{'s' * (examples > 1)} each, "
-        f"{figures['micro_batch_size']} at a time, remat {figures['remat']}; compiled in "
+        f"{figures['micro_batch_size']} at a time{remat}; compiled in "
         f"{figures['compile_seconds']:.0f} s",
         f"memory     {'fits' if figures['fits'] else 'does not fit'}: state and batch "
         f"{arguments / 1e9:.2f} GB, temporaries {temporaries / 1e9:.2f} GB, of "
@@ -151,11 +159,8 @@ def as_text(figures: Mapping[str, Any]) -> str:
 
 def _build(config: ConfigDict, target: Target, num_classes: int) -> Any:
     """Returns the run's ``Experiment``, on the target, with images that need no files."""
-    import dataclasses
-
     from nfnets_jax.data.normalization import mean_and_std
     from nfnets_jax.data.sources import open_dataset
-    from nfnets_jax.kernels.convolution import Policy
     from nfnets_jax.training.experiment import build_experiment
 
     config = config.copy_and_resolve_references()
@@ -171,14 +176,14 @@ def _build(config: ConfigDict, target: Target, num_classes: int) -> Any:
             std=std,
         )
     experiment = build_experiment(config, target.devices, dataset)
-    model = experiment.model.with_policy(Policy(backend=target.backend))
-    return dataclasses.replace(experiment, model=model)
+    model = experiment.model
+    policy = dataclasses.replace(model.policy, backend=target.backend)
+    return dataclasses.replace(experiment, model=model.with_policy(policy))
 
 
 def _shapes(experiment: Any) -> tuple[Any, Any]:
     """Returns the shapes of state and batch, as a host's part of ``jax.pmap`` has them."""
     import jax
-    import numpy as np
 
     from nfnets_jax.devices import local_devices
 

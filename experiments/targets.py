@@ -70,35 +70,31 @@ device_description_str: "{self.name}"
 """
 
 
-# Data sheets of the SXM modules; their dense rates, not those of sparse matrices.
+# Data sheets of the SXM modules; their dense rates, not those of sparse matrices. They round the
+# memory down: an H100 of 80 GB has 84.9e9 bytes.
+_H100 = _GPU(
+    "NVIDIA H100 80GB HBM3",
+    Rates(989e12, 3.35e12, 80 * 10**9),
+    (9, 0),
+    cores=132,
+    clock_ghz=1.98,
+    l2_bytes=50 * 2**20,
+    shared_per_core=228 * 2**10,
+)
 _GPUS: Mapping[str, _GPU] = MappingProxyType(
     {
         "a100": _GPU(
             "NVIDIA A100-SXM4-80GB",
-            Rates(312e12, 2.039e12, 80 * 2**30),
+            Rates(312e12, 2.039e12, 80 * 10**9),
             (8, 0),
             cores=108,
             clock_ghz=1.41,
             l2_bytes=40 * 2**20,
             shared_per_core=164 * 2**10,
         ),
-        "h100": _GPU(
-            "NVIDIA H100 80GB HBM3",
-            Rates(989e12, 3.35e12, 80 * 2**30),
-            (9, 0),
-            cores=132,
-            clock_ghz=1.98,
-            l2_bytes=50 * 2**20,
-            shared_per_core=228 * 2**10,
-        ),
-        "h200": _GPU(
-            "NVIDIA H200",
-            Rates(989e12, 4.8e12, 141 * 10**9),
-            (9, 0),
-            cores=132,
-            clock_ghz=1.98,
-            l2_bytes=50 * 2**20,
-            shared_per_core=228 * 2**10,
+        "h100": _H100,
+        "h200": dataclasses.replace(
+            _H100, name="NVIDIA H200", rates=Rates(989e12, 4.8e12, 141 * 10**9)
         ),
     }
 )
@@ -142,15 +138,15 @@ def open_target(name: str) -> Target:
     Raises:
       InputError: no such target, or the compiler for it is not installed.
     """
-    if match := re.fullmatch(r"(?:(\d+)x)?([a-z]+\d+)", name):
-        if match[2] not in _GPUS:
-            raise InputError(f"no target {name!r}; {nearest(match[2], [*_GPUS, *_TPUS])}")
-        return _open_gpus(name, _GPUS[match[2]], int(match[1] or 1))
     kind, _, chips = name.partition(":")
-    if kind not in _TPUS or not re.fullmatch(r"\d+(x\d+){1,2}", chips):
-        known = ", ".join([*_GPUS, *(f"{kind}:CHIPS" for kind in _TPUS)])
-        raise InputError(f"no target {name!r}; there are {known}, CHIPS as 4x4 or 4x4x4")
-    return _open_tpus(name, kind, chips)
+    if kind in _TPUS:
+        if not re.fullmatch(r"\d+(x\d+){1,2}", chips):
+            raise InputError(f"no target {name!r}; write {kind}:CHIPS, CHIPS as 4x4 or 4x4x4")
+        return _open_tpus(name, kind, chips)
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?(\w+)", name)
+    if match is None or match[2] not in _GPUS:
+        raise InputError(f"no target {name!r}; {nearest(name, [*_GPUS, *_TPUS])}")
+    return _open_gpus(name, _GPUS[match[2]], int(match[1] or 1))
 
 
 def _open_gpus(name: str, gpu: _GPU, count: int) -> Target:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from experiments import process, run
+from experiments import run
 from experiments.cifar10 import processes
 from nfnets_jax.errors import InputError
 
@@ -23,18 +23,20 @@ _CPU_PROCESSES = flags.DEFINE_integer(
 
 def main(argv: Sequence[str]) -> None:
     """Starts the other processes, then trains."""
-    process.keep_freed_memory()
-    if not processes.is_follower():
-        try:
-            membership = processes.start(_CPU_PROCESSES.value, flags.FLAGS.config.batch_size)
-        except InputError as error:
-            sys.exit(f"error: --cpu_processes: {error}")
-        for name, value in membership._asdict().items() if membership else ():
-            setattr(flags.FLAGS, name, value)
-    if not processes.is_follower():
-        run.main(argv)
+    if processes.is_follower():
+        _follow(argv)
         return
-    # The first process reports what all of them meet.
+    try:
+        membership = processes.start(_CPU_PROCESSES.value, flags.FLAGS.config.batch_size)
+    except InputError as error:
+        sys.exit(f"error: --cpu_processes: {error}")
+    for name, value in membership._asdict().items() if membership else ():
+        setattr(flags.FLAGS, name, value)
+    run.main(argv)
+
+
+def _follow(argv: Sequence[str]) -> None:
+    """Trains as a follower, without a word: the first process reports what all of them meet."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             run.main(argv)

@@ -34,8 +34,8 @@ def loop(
       weights: tree of arrays ``[blocks, ...]``.
       x: the first block's input.
       inputs: tuple of trees of arrays ``[blocks, ...]``, or None; no gradient flows to them.
-      rematerialize: changes what the block keeps for its gradient, such as those of
-        ``kernels.remat``.
+      rematerialize: changes what the block keeps for its gradient, as the functions of
+        ``kernels.remat`` do.
 
     Returns:
       The last block's output.

@@ -102,10 +102,11 @@ def compile_to_fit(
             log(f"{size} images at a time do not fit")
             continue
         needed = planned_bytes(program)
-        if needed <= _USABLE_SHARE * memory:
+        fits = needed <= _USABLE_SHARE * memory
+        if fits:
             break
         log(f"{size} images at a time take {needed / 1e9:.1f} GB")
-    return Compilation(update, program, size, needed <= _USABLE_SHARE * memory)
+    return Compilation(update, program, size, fits)
 
 
 def planned_bytes(compiled: Any) -> int:
