@@ -56,6 +56,11 @@ class Policy:
         return not self.native and (self.backend or jax.default_backend()) == "cpu"
 
     @property
+    def for_gpu(self) -> bool:
+        """Whether the network is computed on a GPU."""
+        return (self.backend or jax.default_backend()) == "gpu"
+
+    @property
     def cpu_rounding(self) -> DTypeLike | None:
         """``rounding``, where the CPU at hand multiplies the rounded numbers faster."""
         return self.rounding if cpu_multiplies_bfloat16() else None

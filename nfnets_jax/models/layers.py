@@ -76,8 +76,18 @@ def scaled_activation(name: str) -> Activation:
       ValueError: no such activation.
     """
     function, gain = unscaled_activation(name), ACTIVATION_GAINS[name]
-    # Only the input is a residual: to keep more arrays takes longer than to recompute them.
-    return jax.checkpoint(lambda x: function(x) * jnp.asarray(gain, x.dtype))
+
+    def scaled(x: jax.Array) -> jax.Array:
+        return function(x) * jnp.asarray(gain, x.dtype)
+
+    # Only the input is a residual: to keep more arrays takes longer than to recompute them. Without
+    # the barrier XLA would find terms that both passes have in common, and keep them.
+    def backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.vjp(scaled, lax.optimization_barrier(x))[1](cotangent)
+
+    activation = jax.custom_vjp(scaled)
+    activation.defvjp(lambda x: (scaled(x), x), backward)
+    return activation
 
 
 def unscaled_activation(name: str) -> Activation:
@@ -113,7 +123,8 @@ def _standardize_forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     units = _matrix(kernel)
     mean = jnp.mean(units, axis=0)
-    spread = jnp.var(units, axis=0) * len(units)
+    # Both sums take one pass. The means of kernels stay small: their gradients have none.
+    spread = jnp.maximum(jnp.sum(units**2, axis=0) - mean**2 * len(units), 0)
     inverse = lax.rsqrt(jnp.maximum(spread, eps))
     scale = gain * inverse
     return kernel * scale - mean * scale, (kernel, gain, mean, spread, inverse)

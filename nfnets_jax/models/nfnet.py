@@ -219,9 +219,10 @@ class NFNetConfig:
       pools_shortcut: whether a shortcut that halves the resolution takes the mean of 2x2 pixels,
         and not one of the four.
       block: the class of the blocks, with the arguments of ``NFBlock``.
-      looped_blocks: smallest number of equal blocks in a row that are compiled once, as a loop. It
-        saves compilation: NFNet-F6's gradient took 19 s, and 85 s unrolled, on two CPU threads.
-      remat: what the backward pass recomputes: ``"none"`` the activations and what scales a branch,
+      looped_blocks: smallest number of equal blocks in a row that are compiled once, as a loop,
+        but on a GPU. It saves compilation: NFNet-F6's gradient took 19 s, and 85 s unrolled, on two
+        CPU threads.
+      remat: what the backward pass recomputes: ``"none"`` what is faster recomputed than kept,
         ``"block"`` each block from its input, ``"full"`` each stage from its input, then each
         block. docs/speed.md has the memory of each.
 
@@ -362,7 +363,8 @@ class NFNet(hk.Module):
         for number, (width, stride, names) in enumerate(
             zip(config.width, config.strides, config.block_names, strict=True), start=1
         ):
-            looped = prepared and config.is_looped(len(names) - 1)
+            stack = f"{stack_name(number)}/{config.block_name}"
+            looped = prepared and _holds(stack)
             block = functools.partial(config.block, config, activation=self._activation)
             expansion = config.first_expansion if number == 1 else None
             self._stages.append(
@@ -375,9 +377,10 @@ class NFNet(hk.Module):
                     ),
                     names,
                     network=config.name,
-                    stack=f"{stack_name(number)}/{config.block_name}" if looped else None,
+                    stack=stack if looped else None,
                     prepared=prepared,
                     remat=config.remat,
+                    policy=policy,
                 )
             )
             channels = width
@@ -434,6 +437,11 @@ class NFNet(hk.Module):
             pool = jnp.mean(self._scaled(x), axis=(1, 2), dtype=jnp.float32)
             logits = self._linear(layers.dropout(keys, pool, config.dropout_rate))
         return {**outputs, "pool": pool, "logits": logits}
+
+
+def _holds(module: str) -> bool:
+    """Returns whether there are parameters of a module of the network, or of one below it."""
+    return any(f"/{module}/" in f"{name}/" for name in hk.get_params())
 
 
 def _imagenet(

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnets_jax.kernels.loop import stack
+from nfnets_jax.models.groups import is_group
 from nfnets_jax.models.layers import standardize
+from nfnets_jax.models.module_trees import in_modules
 
 # The prefix of Haiku's own stacks, by which ``optax_agc.haiku`` knows them.
 _PREFIX = "__layer_stack"
@@ -47,7 +49,7 @@ def prepare(params: Mapping[str, Mapping[str, jax.Array]], dtype: jnp.dtype) -> 
     """Standardizes every kernel that has a gain, once for any number of batches.
 
     Args:
-      params: float32, stacked or not.
+      params: float32; stacked, grouped (``models.groups``) or neither.
       dtype: of what is computed with the kernels.
 
     Returns:
@@ -58,12 +60,22 @@ def prepare(params: Mapping[str, Mapping[str, jax.Array]], dtype: jnp.dtype) -> 
     def prepared(module: str, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         if not {"w", "gain"} <= values.keys():
             return dict(values)
-        run = jax.vmap(standardize) if is_stacked(module) else standardize
+        run: Callable[..., jax.Array] = standardize
+        if is_group(module):
+            run = _standardize_group
+        elif is_stacked(module):
+            run = jax.vmap(standardize)
         rest = {name: values[name] for name in values if name != "gain"}
         rest["w"] = run(values["w"], values["gain"])
         return {name: value.astype(dtype) for name, value in rest.items()}
 
     return {module: prepared(module, values) for module, values in params.items()}
+
+
+def _standardize_group(kernels: jax.Array, gains: jax.Array) -> jax.Array:
+    """Standardizes kernels ``[modules, O, h, w, I]`` as one, with the units of all modules."""
+    units = kernels.reshape(gains.size, -1).T
+    return standardize(units, gains.reshape(-1)).T.reshape(kernels.shape)
 
 
 def stacked(tree: Any, stacks: Sequence[LayerStack]) -> Any:
@@ -85,7 +97,7 @@ def stacked(tree: Any, stacks: Sequence[LayerStack]) -> Any:
                 modules |= {name + below: values for below, values in _joined(parts).items()}
         return modules
 
-    return _in_modules(join, tree)
+    return in_modules(join, tree)
 
 
 def unstacked(tree: Any, stacks: Sequence[LayerStack]) -> Any:
@@ -98,18 +110,7 @@ def unstacked(tree: Any, stacks: Sequence[LayerStack]) -> Any:
                     modules[layer + below] = jax.tree.map(lambda x, at=place: x[at], values)
         return modules
 
-    return _in_modules(part, tree)
-
-
-def _in_modules(change: Callable[[dict[str, Any]], dict[str, Any]], tree: Any) -> Any:
-    """Changes every dictionary of a tree, the outermost first."""
-
-    def visit(node: Any) -> Any:
-        if not isinstance(node, Mapping):
-            return node
-        return {name: _in_modules(change, inner) for name, inner in change(dict(node)).items()}
-
-    return jax.tree.map(visit, tree, is_leaf=lambda node: isinstance(node, Mapping))
+    return in_modules(part, tree)
 
 
 def _taken(modules: dict[str, Any], layer: str) -> dict[str, Any]:

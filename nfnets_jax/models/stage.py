@@ -6,8 +6,9 @@ from typing import Any
 import haiku as hk
 import jax
 
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.kernels.loop import loop
-from nfnets_jax.kernels.remat import keep_arguments, keep_convolutions
+from nfnets_jax.kernels.remat import keep_arguments, rematerialization
 
 REMAT = ("none", "block", "full")
 
@@ -27,8 +28,9 @@ class Stage:
         run as a loop; None if each block has arrays of its own.
       prepared: whether the parameters are those of ``models.prepare``. If not, the blocks are
         ordinary modules, one after the other.
-      remat: ``"none"`` keeps the outputs of the convolutions for the backward pass, ``"block"`` the
-        input of each block, ``"full"`` the input of the stage.
+      remat: ``"none"`` keeps for the backward pass what is fastest, ``"block"`` the input of each
+        block, ``"full"`` the input of the stage.
+      policy: how the network is computed.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Stage:
         stack: str | None,
         prepared: bool,
         remat: str,
+        policy: Policy,
     ):
         self._first = first
         self._equal = equal
@@ -48,7 +51,7 @@ class Stage:
         self._network = network
         self._stack = stack
         self._remat = remat
-        self._rematerialize = keep_convolutions if remat == "none" else keep_arguments
+        self._rematerialize = rematerialization(remat, policy)
         self._modules: list[Any] | None = None
         if not prepared:
             makers = [first, *[equal] * (len(names) - 1)]

@@ -19,6 +19,7 @@ from nfnets_jax.optax_agc.clipping import (
     Mask,
     ScheduleState,
     adaptive_grad_clip,
+    global_norm,
     unit_ratios,
 )
 from nfnets_jax.optax_agc.recipes import (
@@ -41,9 +42,11 @@ from nfnets_jax.optax_agc.units import (
     Parameter,
     Path,
     UnitAxes,
+    describe,
     equinox,
     flax,
     haiku,
+    name_of,
     pytorch,
 )
 
@@ -63,10 +66,13 @@ __all__ = [
     "all_but",
     "all_but_classifier",
     "clipping_statistics",
+    "describe",
     "equinox",
     "flax",
+    "global_norm",
     "haiku",
     "kernels",
+    "name_of",
     "pytorch",
     "sgd_agc",
     "summarize",

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,11 @@ from nfnets_jax.optax_agc.units import UnitAxes, axes_of, describe, name_of, wit
 Limit = float | jax.Array | Callable[[jax.Array], Any]
 Clipping = Limit | Mapping[str, Limit | None]
 Mask = Any | Callable[[optax.Params], Any]
+
+
+# Leaves whose norms one kernel takes on a GPU. AGC of NFNet-F0's 234 arrays, compiled for an H100,
+# is 150 kernels with 8 of them and 112 with 16; optax's is 676. Each element looks for its leaf.
+_LEAVES_IN_KERNEL = 8
 
 
 class ScheduleState(NamedTuple):
@@ -199,13 +204,42 @@ def _mesh_axes(params: optax.Params, specs: Any) -> dict[str, tuple[tuple[str, .
     return {name: (*by, *[()] * (ranks[name] - len(by))) for name, by in parts.items()}
 
 
-def unit_norms(leaves: Sequence[Leaf]) -> Iterator[tuple[jax.Array, jax.Array]]:
+def global_norm(
+    gradients: optax.Updates, params: optax.Params, unit_axes: UnitAxes | None = None
+) -> jax.Array:
+    """Returns the norm of all gradients together, float32 ``[]``, from the norms of their units.
+
+    In a step that clips, those are at hand. It equals ``optax.tree.norm``.
+
+    Args:
+      gradients, params, unit_axes: as ``adaptive_grad_clip`` takes them.
+    """
+    norms = unit_norms(leaves_of(gradients, params, unit_axes))
+    # The barrier keeps XLA from summing the squares of the gradients themselves.
+    units = lax.optimization_barrier([jnp.ravel(gradient) for gradient, _ in norms])
+    return jnp.linalg.norm(jnp.concatenate(units)).astype(jnp.float32)
+
+
+def unit_norms(leaves: Sequence[Leaf]) -> list[tuple[jax.Array, jax.Array]]:
     """Returns the norms of each leaf's units: of gradients, and of weights.
 
     They are float32 or wider, with axes of length 1 where they were taken.
     """
-    sums = [_sum_squares(leaf.gradient, leaf.axes, leaf.mesh_axes()) for leaf in leaves]
+    # The squares of a huge gradient overflow; those of a smaller copy do not. A CPU reads such a
+    # gradient once more. A GPU would wait for the host at a branch, but sums both in one kernel.
+    return lax.platform_dependent(
+        cpu=lambda: norms_by_branch(leaves), default=lambda: norms_by_shape(leaves)
+    )
+
+
+def norms_by_branch(leaves: Sequence[Leaf]) -> list[tuple[jax.Array, jax.Array]]:
+    """Takes the norms of ``unit_norms``, of huge gradients in a branch."""
+
+    def gradient_sums(shrunk: bool) -> list[jax.Array]:
+        return [_sum_squares(leaf.gradient, leaf.axes, leaf.mesh_axes(), shrunk) for leaf in leaves]
+
     weights = [_root(_sum_squares(leaf.param, leaf.axes, leaf.mesh_axes())) for leaf in leaves]
+    sums = gradient_sums(shrunk=False)
     # The largest sum, and not the sum of all, for which XLA would square the gradients once more.
     largest = jnp.zeros(())
     for total in sums:
@@ -215,45 +249,83 @@ def unit_norms(leaves: Sequence[Leaf]) -> Iterator[tuple[jax.Array, jax.Array]]:
         # ``pmin`` takes only what varies over all its axes; the index does.
         varying = finite & (lax.axis_index(names) >= 0)
         finite = lax.pmin(varying.astype(jnp.int32), names) > 0
-    # The squares of a huge gradient overflow. Only then is it read once more, in one branch for all
-    # leaves, as a GPU waits for the host at each branch.
     gradients = lax.cond(
         finite,
-        lambda: [_root(total) for total in sums],
-        lambda: [
-            _overflowing_norm(leaf.gradient, total, leaf.axes, leaf.mesh_axes())
-            for leaf, total in zip(leaves, sums, strict=True)
-        ],
+        lambda: list(map(_root, sums)),
+        lambda: list(map(_norm, sums, gradient_sums(shrunk=True))),
     )
-    return zip(gradients, weights, strict=True)
+    return list(zip(gradients, weights, strict=True))
+
+
+def norms_by_shape(leaves: Sequence[Leaf]) -> list[tuple[jax.Array, jax.Array]]:
+    """Takes the norms of ``unit_norms``, of leaves of equal shapes together."""
+    found: dict[Any, list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        kind = (leaf.gradient.shape, leaf.gradient.dtype, leaf.param.dtype, leaf.axes, leaf.parts)
+        found.setdefault(kind, []).append(place)
+    norms: dict[int, tuple[jax.Array, jax.Array]] = {}
+    for places in found.values():
+        for start in range(0, len(places), _LEAVES_IN_KERNEL):
+            some = places[start : start + _LEAVES_IN_KERNEL]
+            norms |= zip(some, _norms_together([leaves[place] for place in some]), strict=True)
+    return [norms[place] for place in range(len(leaves))]
+
+
+def _norms_together(leaves: Sequence[Leaf]) -> list[tuple[jax.Array, jax.Array]]:
+    """Takes the norms of leaves of equal shapes."""
+    axes, rank = leaves[0].axes, leaves[0].param.ndim
+    mesh_axes = leaves[0].mesh_axes()
+    if len(leaves) == 1 and axes == tuple(range(rank - len(axes), rank)):
+        # XLA sums rows three times in one kernel, but not columns.
+        (leaf,) = leaves
+        total = _sum_squares(leaf.gradient, axes, mesh_axes)
+        shrunk = _sum_squares(leaf.gradient, axes, mesh_axes, shrunk=True)
+        return [(_norm(total, shrunk), _root(_sum_squares(leaf.param, axes, mesh_axes)))]
+    # Both sums of an array are one, of complex numbers, and the sums of all arrays are one.
+    pairs = [
+        lax.complex(_squares(leaf.gradient), _squares(leaf.gradient, shrunk=True))
+        for leaf in leaves
+    ]
+    pairs += [
+        lax.complex(squares, squares) for squares in (_squares(leaf.param) for leaf in leaves)
+    ]
+    sums = jnp.sum(jnp.stack(pairs), [axis + 1 for axis in axes], keepdims=True)
+    sums = lax.psum(sums, mesh_axes) if mesh_axes else sums
+    norms = _norm(jnp.real(sums), jnp.imag(sums))
+    return list(zip(norms[: len(leaves)], norms[len(leaves) :], strict=True))
 
 
 # Jitted functions are traced once for each shape: networks have some thousand leaves.
-@functools.partial(jax.jit, static_argnames=("axes", "mesh_axes"))
-def _overflowing_norm(
-    gradient: jax.Array, total: jax.Array, axes: tuple[int, ...], mesh_axes: tuple[str, ...]
-) -> jax.Array:
-    """Returns the norms of a gradient's units, whose sums of squares ``total`` may overflow."""
-    limit = jnp.finfo(total.dtype)
-    shrink = 2.0 ** -(5 * limit.maxexp // 8)
-    shrunk = _sum_squares(gradient, axes, mesh_axes, shrink)
-    # A finite gradient whose norm overflows has the largest norm that the dtype holds.
-    norm = jnp.where(jnp.isfinite(shrunk), jnp.minimum(_root(shrunk) / shrink, limit.max), jnp.inf)
-    return jnp.where(total == jnp.inf, norm, _root(total))
-
-
-@functools.partial(jax.jit, static_argnames=("axes", "mesh_axes", "shrink"))
+@functools.partial(jax.jit, static_argnames=("axes", "mesh_axes", "shrunk"))
 def _sum_squares(
-    x: jax.Array, axes: tuple[int, ...], mesh_axes: tuple[str, ...], shrink: float = 1.0
+    x: jax.Array, axes: tuple[int, ...], mesh_axes: tuple[str, ...], shrunk: bool = False
 ) -> jax.Array:
     """Sums squares over the axes of a unit, on all devices that it is split over."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if shrink != 1:
-        # Without the barrier XLA may square before it shrinks.
-        wide = lax.optimization_barrier(wide * shrink)
-    squares = jnp.real(wide * jnp.conj(wide)) if jnp.iscomplexobj(wide) else jnp.square(wide)
-    total = jnp.sum(squares, axis=axes, keepdims=True)
+    total = jnp.sum(_squares(x, shrunk), axis=axes, keepdims=True)
     return lax.psum(total, mesh_axes) if mesh_axes else total
+
+
+def _squares(x: jax.Array, shrunk: bool = False) -> jax.Array:
+    """Returns squares in float32 or wider; those of a smaller copy do not overflow."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if shrunk:
+        # Small numbers do not matter to a sum that overflows. Without the choice between them XLA
+        # might square before it shrinks.
+        wide = jnp.where(jnp.abs(wide) > 1, wide * _shrink(wide.real.dtype), 0)
+    return jnp.real(wide * jnp.conj(wide)) if jnp.iscomplexobj(wide) else jnp.square(wide)
+
+
+def _shrink(dtype: Any) -> jax.Array:
+    return jnp.asarray(2.0 ** -(5 * jnp.finfo(dtype).maxexp // 8), dtype)
+
+
+@jax.jit
+def _norm(total: jax.Array, shrunk: jax.Array) -> jax.Array:
+    """Returns norms from sums of squares that may overflow, and from those of a smaller copy."""
+    # A finite gradient whose norm overflows has the largest norm that the dtype holds.
+    norm = jnp.minimum(_root(shrunk) / _shrink(total.dtype), jnp.finfo(total.dtype).max)
+    norm = jnp.where(jnp.isfinite(shrunk), norm, jnp.inf)
+    return jnp.where(total == jnp.inf, norm, _root(total))
 
 
 @jax.custom_jvp
@@ -295,7 +367,7 @@ def _clip(
     """Returns the leaves' gradients, clipped."""
     limits = {leaf.name: limit_of(leaf, clipping, step) for leaf in leaves}
     clipped = [leaf for leaf in leaves if limits[leaf.name] is not None]
-    norms = unit_norms(clipped)
+    norms = iter(unit_norms(clipped))
     scales = {leaf.name: _scale(*next(norms), limits[leaf.name], eps) for leaf in clipped}
     return [
         leaf.gradient

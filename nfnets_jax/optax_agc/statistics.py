@@ -1,6 +1,5 @@
 """How hard each parameter is clipped: ratios of gradients to weights, by the unit."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -39,6 +38,7 @@ def clipping_statistics(
     mask: Mask | None = None,
     *,
     quantiles: Sequence[float] = (0.5, 0.9, 1.0),
+    when: jax.Array | bool = True,
 ) -> Any:
     """Returns ``UnitStatistics`` in the form of the gradients.
 
@@ -49,6 +49,7 @@ def clipping_statistics(
       gradients, params: of one step.
       clipping, eps, unit_axes, mask: what counts as clipped, as in ``adaptive_grad_clip``.
       quantiles: levels of the ratios' quantiles, between 0 and 1.
+      when: whether to compute the quantiles, which sort the units; if not, they are 0.
     """
     leaves = leaves_of(gradients, params, unit_axes, mask)
     levels = jnp.asarray(quantiles, jnp.float32)
@@ -60,9 +61,7 @@ def clipping_statistics(
     ]
     found = iter(
         jax.tree.map(lambda field, shape=shape: field.reshape(*shape, *field.shape[1:]), each)
-        for each, shape in zip(
-            map(_statistics, rows, _quantiles(rows, levels), limits), layers, strict=True
-        )
+        for each, shape in zip(_statistics(rows, limits, levels, when), layers, strict=True)
     )
     return jax.tree.map(lambda _: next(found), gradients)
 
@@ -138,15 +137,12 @@ def with_statistics(
         limits = [limit_of(leaf, clipping, state.step) for leaf in leaves]
         rows = [ratios.reshape(1, -1) for ratios in _finite_ratios(leaves, eps)]
 
-        def compute() -> list[jax.Array]:
-            return _quantiles(rows, state.levels)
-
-        def keep() -> list[jax.Array]:
-            return [old.ratios[None] for old in before]
-
-        found = compute() if every == 1 else lax.cond(state.step % every == 0, compute, keep)
-        for leaf, old, *arguments in zip(leaves, before, rows, found, limits, strict=True):
-            new = UnitStatistics(*(field[0] for field in _statistics(*arguments)))
+        is_due = True if every == 1 else state.step % every == 0
+        found = _statistics(
+            rows, limits, state.levels, is_due, [old.ratios[None] for old in before]
+        )
+        for leaf, old, rows_found in zip(leaves, before, found, strict=True):
+            new = UnitStatistics(*(field[0] for field in rows_found))
             now[leaf.name] = new._replace(nonfinite=old.nonfinite + new.nonfinite)
         parameters = jax.tree.unflatten(
             jax.tree.structure(state.parameters, is_leaf=_is_statistics), now.values()
@@ -215,33 +211,59 @@ def _gather(ratio: jax.Array, leaf: Leaf) -> jax.Array:
     return ratio
 
 
-def _statistics(rows: jax.Array, quantiles: jax.Array, limit: Any) -> UnitStatistics:
-    """Returns the statistics of ``[layers, units]`` ratios, with a leading axis of layers."""
-    layers, units = rows.shape
-    above = jnp.sum(rows > (jnp.inf if limit is None else limit), axis=1) / max(units, 1)
-    return UnitStatistics(
-        units=jnp.full(layers, units, jnp.float32),
-        clipped=above.astype(jnp.float32),
-        ratios=quantiles,
-        nonfinite=jnp.sum(jnp.isnan(rows), axis=1, dtype=jnp.int32),
-    )
+def _statistics(
+    arrays: Sequence[jax.Array],
+    limits: Sequence[Any],
+    levels: jax.Array,
+    when: jax.Array | bool = True,
+    otherwise: Sequence[jax.Array] | None = None,
+) -> list[UnitStatistics]:
+    """Computes the statistics of ratios.
 
+    Rows of a length are worked on together: each sort that is compiled is much code, and networks
+    have some thousand arrays.
 
-def _quantiles(arrays: Sequence[jax.Array], levels: jax.Array) -> list[jax.Array]:
-    """Returns the quantiles ``[layers, levels]`` of each array ``[layers, units]``, without NaN.
+    Args:
+      arrays: ``[layers, units]``, NaN where the gradient is not finite.
+      limits: for each array, the ratio above which a unit is clipped; None clips none.
+      levels: of the quantiles.
+      when: whether to compute the quantiles.
+      otherwise: quantiles of each array, ``[layers, levels]``, if not; None for zeros.
 
-    Rows of a length are sorted together: each sort that is compiled is much code, and networks have
-    some thousand arrays.
+    Returns:
+      The statistics of each array, with a leading axis of layers.
     """
-    results: dict[int, list[jax.Array]] = {}
-    for units in {array.shape[1] for array in arrays}:
-        same = [array for array in arrays if array.shape[1] == units]
-        ends = [0]
-        for array in same:
-            ends.append(ends[-1] + len(array))
-        found = _row_quantiles(jnp.concatenate(same), levels)
-        results[units] = [found[start:end] for start, end in itertools.pairwise(ends)]
-    return [results[array.shape[1]].pop(0) for array in arrays]
+    lengths = sorted({array.shape[1] for array in arrays})
+    places = [[at for at, x in enumerate(arrays) if x.shape[1] == units] for units in lengths]
+    rows = [jnp.concatenate([arrays[at] for at in same]) for same in places]
+    kept = [jnp.zeros((len(each), len(levels))) for each in rows]
+    if otherwise is not None:
+        kept = [jnp.concatenate([otherwise[at] for at in same]) for same in places]
+
+    def sort() -> list[jax.Array]:
+        return [_row_quantiles(each, levels) for each in rows]
+
+    quantiles = sort() if when is True else lax.cond(when, sort, lambda: kept)
+    found: dict[int, UnitStatistics] = {}
+    for same, each, ratios in zip(places, rows, quantiles, strict=True):
+        bounds = [
+            jnp.full((len(arrays[at]), 1), jnp.inf if limits[at] is None else limits[at])
+            for at in same
+        ]
+        units = each.shape[1]
+        above = jnp.sum(each > jnp.concatenate(bounds), axis=1) / max(units, 1)
+        together = UnitStatistics(
+            units=jnp.full(len(each), units, jnp.float32),
+            clipped=above.astype(jnp.float32),
+            ratios=ratios,
+            nonfinite=jnp.sum(jnp.isnan(each), axis=1, dtype=jnp.int32),
+        )
+        start = 0
+        for at in same:
+            end = start + len(arrays[at])
+            found[at] = UnitStatistics(*(field[start:end] for field in together))
+            start = end
+    return [found[at] for at in range(len(arrays))]
 
 
 def _row_quantiles(rows: jax.Array, levels: jax.Array) -> jax.Array:

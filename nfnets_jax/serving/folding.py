@@ -40,7 +40,7 @@ def fold(params: Mapping[str, Module], config: NFNetConfig) -> hk.MutableParams:
         name = f"{config.name}/~/{config.stem_name.format(index)}"
         folded[name] = _scale_input(folded[name], gain)
     betas, start = jnp.asarray(config.betas, jnp.float32), 0
-    stacks = {stack.layers: stack.name for stack in config.layer_stacks}
+    stacks = {stack.layers: stack.name for stack in config.layer_stacks if stack.name in params}
     for names in config.block_names:
         blocks = tuple(f"{config.name}/~/{name}" for name in names)
         rest = stacks.get(blocks[1:])

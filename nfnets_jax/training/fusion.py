@@ -1,4 +1,4 @@
-"""A barrier against fusion: arrays that XLA writes to memory instead of computing them twice."""
+"""Barriers against fusion: arrays that XLA writes to memory instead of computing them twice."""
 
 from typing import Any
 
@@ -16,6 +16,14 @@ def materialize(arrays: Any) -> Any:
     fuses: there the arrays pass through a loop that never runs, which XLA cannot know.
     """
     return lax.platform_dependent(arrays, cpu=_pass_a_loop, default=lax.optimization_barrier)
+
+
+def materialize_on_cpu(arrays: Any) -> Any:
+    """Returns the tree, large arrays of floats written to memory on a CPU.
+
+    On a GPU one kernel writes momentum, parameters and average together.
+    """
+    return lax.platform_dependent(arrays, cpu=materialize, default=lambda arrays: arrays)
 
 
 def _pass_a_loop(arrays: Any) -> Any:

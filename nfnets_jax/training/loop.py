@@ -137,6 +137,7 @@ def _train_steps(
 
     host_state = start.state
     state = experiment.to_devices(host_state)
+    shapes = jax.eval_shape(experiment.model.stacked, host_state.params)
     update = None  # Compiled for the first batch.
     schedule = learning_rate_schedule(config)
     evaluate = None
@@ -187,7 +188,7 @@ def _train_steps(
                 for number, metrics in enumerate(steps, first):
                     stats = metrics.pop("clipping", None)
                     if stats is not None and _is_due(number, config.look_every):
-                        stats = experiment.model.unstacked(stats)
+                        stats = experiment.model.unstacked(telemetry.figures_of(stats, shapes))
                         reporter.clipping(number, telemetry.named_figures(stats))
                 means = {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
                 means["learning_rate"] = float(schedule(step - 1))

@@ -11,7 +11,8 @@ import optax
 from nfnets_jax import optax_agc
 from nfnets_jax.errors import InputError
 from nfnets_jax.training.finetuning import layerwise_decay
-from nfnets_jax.training.fusion import materialize
+from nfnets_jax.training.fusion import materialize_on_cpu
+from nfnets_jax.training.units import UNIT_AXES
 
 # RMSProp as in EfficientNetV2 (Tan and Le 2021, arXiv:2104.00298, section 5.1); the epsilon is that
 # of its authors' code, which adds it to the mean square.
@@ -128,23 +129,23 @@ def _clip(clipping: float, eps: float) -> optax.GradientTransformation:
     if not clipping:
         return optax.identity()
     return optax_agc.adaptive_grad_clip(
-        clipping, eps, unit_axes=optax_agc.haiku, mask=optax_agc.all_but_classifier
+        clipping, eps, unit_axes=UNIT_AXES, mask=optax_agc.all_but_classifier
     )
 
 
 def _decay(weight_decay: float) -> optax.GradientTransformation:
-    kernels = functools.partial(optax_agc.kernels, unit_axes=optax_agc.haiku)
+    kernels = functools.partial(optax_agc.kernels, unit_axes=UNIT_AXES)
     return optax.add_decayed_weights(weight_decay, kernels)
 
 
 def _momentum(decay: float, nesterov: bool) -> optax.GradientTransformation:
-    """Returns ``optax.trace``, whose accumulated gradient is written to memory once."""
+    """Returns ``optax.trace``, whose accumulated gradient is written to memory once on a CPU."""
     accumulate = optax.trace(decay)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        state = materialize(accumulate.update(updates, state, params)[1])
+        state = materialize_on_cpu(accumulate.update(updates, state, params)[1])
         if not nesterov:
             return state.trace, state
         return jax.tree.map(lambda g, trace: g + decay * trace, updates, state.trace), state

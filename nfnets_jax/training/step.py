@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from nfnets_jax import optax_agc
 from nfnets_jax.data.normalization import normalize
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.devices import AXIS, DeviceBatch
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective
-from nfnets_jax.training.fusion import materialize
+from nfnets_jax.training.fusion import materialize, materialize_on_cpu
 from nfnets_jax.training.sam import SAM, ascend
 from nfnets_jax.training.telemetry import ClippingStats
+from nfnets_jax.training.units import UNIT_AXES
 
 Metrics = dict[str, jax.Array]
 
@@ -82,13 +84,15 @@ def apply_gradients(
         that the average soon forgets the initial parameters.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = materialize(optax.apply_updates(state.params, updates))
+    params = materialize_on_cpu(optax.apply_updates(state.params, updates))
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     return state._replace(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
-        ema_params=materialize(optax.incremental_update(params, state.ema_params, 1 - decay)),
+        ema_params=materialize_on_cpu(
+            optax.incremental_update(params, state.ema_params, 1 - decay)
+        ),
     )
 
 
@@ -182,8 +186,7 @@ def make_update(
             grads, _, _ = mean_gradient(params, state.model_state, *first)
             params = ascend(params, grads, sam.rho)
         grads, model_state, metrics = mean_gradient(params, state.model_state, batch, keys)
-        # Without the barrier, XLA may recompute the gradients in the reduction of their norm.
-        metrics["grad_norm"] = optax.tree.norm(lax.optimization_barrier(grads))
+        metrics["grad_norm"] = optax_agc.global_norm(grads, state.params, UNIT_AXES)
         if clipping_stats:
             metrics["clipping"] = clipping_stats(state.step + 1, grads, state.params)
         state = state._replace(model_state=model_state)

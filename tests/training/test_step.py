@@ -15,10 +15,12 @@ from nfnets_jax.data.normalization import normalize
 from nfnets_jax.data.sources import ArraySource, Dataset
 from nfnets_jax.devices import fetch, replicate, transfer
 from nfnets_jax.errors import InputError
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective, step
 from nfnets_jax.training.recipe import learning_rate_schedule, sgd_in_place
 from nfnets_jax.training.sam import SAM
+from nfnets_jax.training.units import UNIT_AXES
 from tests import golden
 
 
@@ -102,7 +104,7 @@ def test_f0_trains_as_published() -> None:
         assert value == pytest.approx(norm, rel=1e-5), path
 
 
-def train(devices: int, micro_batch_size: int = 0) -> list[float]:
+def train(devices: int, micro_batch_size: int = 0, policy: Policy | None = None) -> list[float]:
     """Returns the losses of ten steps of a tiny network with stochastic depth and dropout."""
     model = nfnets_jax.create_model(
         "nfnet_micro",
@@ -114,8 +116,8 @@ def train(devices: int, micro_batch_size: int = 0) -> list[float]:
         group_size=8,
         dropout_rate=0.2,
         stochastic_depth_rate=0.5,
-    )
-    optimizer = optax_agc.sgd_agc(0.5)
+    ).with_policy(policy or Policy())
+    optimizer = optax_agc.sgd_agc(0.5, unit_axes=UNIT_AXES)
     rng = np.random.default_rng(0)
     used = jax.devices()[:devices]
     batch = transfer(
@@ -123,7 +125,8 @@ def train(devices: int, micro_batch_size: int = 0) -> list[float]:
         used,
     )
     update = make_update(model, optimizer, used, micro_batch_size=micro_batch_size)
-    state = replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), used)
+    new = step.create_state(model, optimizer, (1, 8, 8, 1), 0)
+    state = replicate(model.stacked(new), used)
     losses = []
     for _ in range(10):
         state, metrics = update(state, batch)
@@ -140,6 +143,15 @@ def losses() -> dict[int, list[float]]:
 def test_a_batch_in_parts_takes_the_same_steps(losses: dict[int, list[float]]) -> None:
     """One device takes four images at a time; each of eight takes its two at once."""
     np.testing.assert_allclose(train(1, 4)[:5], losses[8][:5], atol=1e-4)
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 4])
+def test_losses_are_the_same_in_the_form_for_a_gpu(
+    losses: dict[int, list[float]], micro_batch_size: int
+) -> None:
+    """Parameters of equal shapes share arrays there, and nothing is rematerialized."""
+    actual = train(1, micro_batch_size, Policy(backend="gpu"))
+    np.testing.assert_allclose(actual[:5], losses[1][:5], atol=1e-4)
 
 
 def test_losses_are_the_same_on_any_number_of_devices(losses: dict[int, list[float]]) -> None:
