@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from benchmarks.shared_folder import shared_folder
+from nfnets_jax.models.registry import PRECISIONS
 
 RESULTS = Path(__file__).parent / "results"
 _UNITS = {"seconds": "s", "images_per_second": "images/s"}
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--peer_python", default=sys.executable, help="a Python with torch, timm")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--compile", action="store_true", help="also against torch.compile")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()

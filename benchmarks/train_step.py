@@ -78,7 +78,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     forward = 2.0 * counting.summarize(model, arguments.size).work.multiply_adds
     flops_per_image = forward * (1 if arguments.forward else 3)
     rate = flops_per_image * arguments.batch / measured["seconds"]
-    matmul_rate = machine.matmul_rate(PRECISIONS[arguments.precision])
+    precision = model.product_policy.precision_of(model.dtype)
+    matmul_rate = machine.matmul_rate(model.dtype, precision)
     return {
         **vars(arguments),
         **measured,

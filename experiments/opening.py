@@ -18,7 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="file, run or URL; the published parameters by default")
     parser.add_argument("--classes", type=Path, help="a file of class names, one a line")
     parser.add_argument("--size", type=int, help="side of the images, pixels")
-    parser.add_argument("--precision", default="float32", help="or bfloat16")
+    parser.add_argument("--precision", default="float32", help="or bfloat16, tensorfloat32")
 
 
 def open_named(arguments: argparse.Namespace, features: bool = False) -> Classifier:

@@ -119,7 +119,8 @@ def plan(config: ConfigDict, target: Target, num_classes: int) -> tuple[dict[str
         "flops": flops,
         "collective_bytes": program.collective_bytes(kernels),
         "roofline_seconds": max(
-            flops / len(target.devices) / target.rates.flops, moved / target.rates.bytes
+            flops / len(target.devices) / target.rates.products[config.precision],
+            moved / target.rates.bytes,
         ),
     }
     if target.backend == "gpu":
@@ -148,8 +149,9 @@ def as_text(figures: Mapping[str, Any]) -> str:
         for part, number in figures.get("kernels", {}).items()
     ]
     lines.append(
-        f"roofline   {1000 * figures['roofline_seconds']:.1f} ms a step at least: dense bfloat16 "
-        "products and memory at the data sheet's rates, whichever takes longer; no exchange"
+        f"roofline   {1000 * figures['roofline_seconds']:.1f} ms a step at least: dense "
+        f"{figures['precision']} products and memory at the data sheet's rates, whichever takes "
+        "longer; no exchange"
     )
     is_split = not figures["fits"] or figures["micro_batch_size"] < examples
     if is_split and figures["remat"] == "none":

@@ -59,7 +59,7 @@ _FIELDS: Mapping[str, Any] = {
     "batch_size": _REQUIRED,  # images a step, over all devices and hosts
     "num_steps": _REQUIRED,
     "seed": 0,
-    "precision": _REQUIRED,  # float32 or bfloat16
+    "precision": _REQUIRED,  # float32, bfloat16; tensorfloat32: float32, less precise products
     "label_smoothing": _REQUIRED,  # share of the label spread over all classes
     "ema_decay": _REQUIRED,  # of the parameters' moving average, a step; 0: no average
     "optimizer": {

@@ -16,12 +16,12 @@ class Rates:
     """What one device of a kind does at best, by its maker's data sheet.
 
     Attributes:
-      flops: dense products of bfloat16, FLOP/s.
+      products: FLOP/s of dense products, by the network's precision.
       bytes: reads and writes of its memory, bytes/s.
       memory: bytes.
     """
 
-    flops: float
+    products: Mapping[str, float]
     bytes: float
     memory: int
 
@@ -70,11 +70,22 @@ device_description_str: "{self.name}"
 """
 
 
+def _gpu_products(bfloat16: float, float32: float) -> Mapping[str, float]:
+    by_precision = {"bfloat16": bfloat16, "tensorfloat32": bfloat16 / 2, "float32": float32}
+    return MappingProxyType(by_precision)
+
+
+def _tpu_products(bfloat16: float) -> Mapping[str, float]:
+    """Returns the rates of a TPU, which multiplies float32 as several products of bfloat16."""
+    by_precision = {"bfloat16": bfloat16, "tensorfloat32": bfloat16 / 3, "float32": bfloat16 / 6}
+    return MappingProxyType(by_precision)
+
+
 # Data sheets of the SXM modules; their dense rates, not those of sparse matrices. They round the
 # memory down: an H100 of 80 GB has 84.9e9 bytes.
 _H100 = _GPU(
     "NVIDIA H100 80GB HBM3",
-    Rates(989e12, 3.35e12, 80 * 10**9),
+    Rates(_gpu_products(989e12, 67e12), 3.35e12, 80 * 10**9),
     (9, 0),
     cores=132,
     clock_ghz=1.98,
@@ -85,7 +96,7 @@ _GPUS: Mapping[str, _GPU] = MappingProxyType(
     {
         "a100": _GPU(
             "NVIDIA A100-SXM4-80GB",
-            Rates(312e12, 2.039e12, 80 * 10**9),
+            Rates(_gpu_products(312e12, 19.5e12), 2.039e12, 80 * 10**9),
             (8, 0),
             cores=108,
             clock_ghz=1.41,
@@ -94,7 +105,9 @@ _GPUS: Mapping[str, _GPU] = MappingProxyType(
         ),
         "h100": _H100,
         "h200": dataclasses.replace(
-            _H100, name="NVIDIA H200", rates=Rates(989e12, 4.8e12, 141 * 10**9)
+            _H100,
+            name="NVIDIA H200",
+            rates=dataclasses.replace(_H100.rates, bytes=4.8e12, memory=141 * 10**9),
         ),
     }
 )
@@ -103,10 +116,10 @@ _GPUS: Mapping[str, _GPU] = MappingProxyType(
 # is not there.
 _TPUS: Mapping[str, Rates] = MappingProxyType(
     {
-        "v4": Rates(275e12, 1.2e12, 32 * 2**30),
-        "v5e": Rates(197e12, 0.82e12, 16 * 2**30),
-        "v5p": Rates(459e12, 2.77e12, 95 * 2**30),
-        "v6e": Rates(918e12, 1.64e12, 32 * 2**30),
+        "v4": Rates(_tpu_products(275e12), 1.2e12, 32 * 2**30),
+        "v5e": Rates(_tpu_products(197e12), 0.82e12, 16 * 2**30),
+        "v5p": Rates(_tpu_products(459e12), 2.77e12, 95 * 2**30),
+        "v6e": Rates(_tpu_products(918e12), 1.64e12, 32 * 2**30),
     }
 )
 
@@ -174,7 +187,11 @@ def _open_tpus(name: str, kind: str, chips: str) -> Target:
         name,
         "tpu",
         topology.devices,
-        Rates(rates.flops / per_chip, rates.bytes / per_chip, rates.memory // per_chip),
+        Rates(
+            {precision: rate / per_chip for precision, rate in rates.products.items()},
+            rates.bytes / per_chip,
+            rates.memory // per_chip,
+        ),
     )
 
 

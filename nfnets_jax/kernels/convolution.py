@@ -1,6 +1,7 @@
 """Convolution in the form that is fastest on the backend at hand.
 
-GPUs and TPUs have fast convolutions of every kind: there the form is XLA's own. XLA's CPU backend
+GPUs and TPUs have fast convolutions of nearly every kind: there the form is XLA's own, but for two
+of stride 2 on GPUs (``space_to_depth``). XLA's CPU backend
 (jax 0.10.2) is fast at matrix products and at dense convolutions in the forward direction, so on
 CPUs training takes other forms:
 
@@ -23,11 +24,17 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from nfnets_jax.kernels.cpu.depthwise import depthwise_conv2d
 from nfnets_jax.kernels.cpu.grouped import grouped_conv2d
 from nfnets_jax.kernels.native import native_conv2d
+from nfnets_jax.kernels.space_to_depth import conv2d_of_blocks, strided_grouped_conv2d
+
+# Of images; cuDNN's convolutions take channels by eights.
+_FEW_CHANNELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +50,15 @@ class Policy:
       rounding: dtype to which the factors of products may be rounded where that is faster; None
         keeps their dtype. It is so in 3x3 convolutions of stride 1, on CPUs that multiply bfloat16.
         Sums, and results, keep the dtype of the images.
+      tensorfloat32: whether accelerators may multiply float32 with less precision: GPUs as TF32
+        with 10 bits, TPUs as three products of bfloat16. If not, they multiply exactly.
     """
 
     backend: str | None = None
     native: bool = False
     in_loop: bool = False
     rounding: DTypeLike | None = None
+    tensorfloat32: bool = False
 
     @property
     def for_cpu(self) -> bool:
@@ -58,7 +68,13 @@ class Policy:
     @property
     def for_gpu(self) -> bool:
         """Whether the network is computed on a GPU."""
-        return (self.backend or jax.default_backend()) == "gpu"
+        return (self.backend or jax.default_backend()) in ("gpu", "cuda", "rocm")
+
+    def precision_of(self, dtype: DTypeLike) -> lax.Precision | None:
+        """Returns the precision of products of a dtype, as ``jax.lax`` takes it."""
+        if dtype != jnp.float32:
+            return None
+        return lax.Precision.HIGH if self.tensorfloat32 else lax.Precision.HIGHEST
 
     @property
     def cpu_rounding(self) -> DTypeLike | None:
@@ -90,12 +106,26 @@ def conv2d(
             f"a kernel for {kernel.shape[2]} input channels does not divide the {x.shape[-1]} of x"
         )
     if not policy.for_cpu:
-        return native_conv2d(x, kernel, stride, groups)
+        return _conv2d_on_accelerator(x, kernel, stride, groups, policy)
     if kernel.shape[:2] == (1, 1) and groups == 1:
         return _pixelwise(x[:, ::stride, ::stride], kernel)
     if groups == x.shape[-1] == kernel.shape[-1] > 1:
         return depthwise_conv2d(x, kernel, stride)
     return grouped_conv2d(x, kernel, stride, policy.in_loop, policy.cpu_rounding)
+
+
+def _conv2d_on_accelerator(
+    x: jax.Array, kernel: jax.Array, stride: int, groups: int, policy: Policy
+) -> jax.Array:
+    precision = policy.precision_of(x.dtype)
+    height, width = kernel.shape[:2]
+    is_odd = height == width > 1 and height % 2 == 1
+    if policy.for_gpu and not policy.native and stride == 2 and is_odd:
+        if x.shape[-1] <= _FEW_CHANNELS:
+            return conv2d_of_blocks(x, kernel, groups, precision)
+        if 1 < groups < x.shape[-1]:
+            return strided_grouped_conv2d(x, kernel, groups, precision)
+    return native_conv2d(x, kernel, stride, groups, precision)
 
 
 def _pixelwise(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -170,7 +170,9 @@ class Linear(hk.Module):
         std = shape[0] ** -0.5 if self._std is None else self._std
         w = hk.get_parameter("w", shape, init=Normal(std))
         b = hk.get_parameter("b", shape[1:], init=jnp.zeros)
-        return x @ w.astype(x.dtype) + b.astype(x.dtype)
+        # Accelerators would multiply float32 with less precision.
+        exact = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+        return jnp.matmul(x, w.astype(x.dtype), precision=exact) + b.astype(x.dtype)
 
 
 def average_pool(x: jax.Array) -> jax.Array:

@@ -118,7 +118,8 @@ def fold(model: Model, params: Mapping[str, Mapping[str, Any]]) -> Frozen:
 
     def forward(weights: Any, images: jax.Array, policy: Policy = _DEFAULT_POLICY) -> Outputs:
         def network(images: jax.Array) -> Outputs:
-            module = NFNet(config, model.num_classes, policy, prepared=True, folded=True)
+            products = model.with_policy(policy).product_policy
+            module = NFNet(config, model.num_classes, products, prepared=True, folded=True)
             return module(images.astype(dtype), features=model.features)
 
         return hk.transform(network).apply(weights, None, images)

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def target(memory: int = 2**30) -> Target:
     """Two of this machine's CPU devices, as if they were a target."""
-    return Target("cpu:2", "cpu", jax.devices()[:2], Rates(1e9, 1e9, memory))
+    return Target("cpu:2", "cpu", jax.devices()[:2], Rates({"float32": 1e9}, 1e9, memory))
 
 
 def config(**changes: object) -> recipes.ConfigDict:

@@ -1,9 +1,13 @@
+import re
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+import nfnets_jax
 from nfnets_jax.kernels import convolution
 from nfnets_jax.kernels.convolution import Policy, conv2d
 
@@ -53,13 +57,39 @@ from nfnets_jax.kernels.convolution import Policy, conv2d
 def test_equals_lax_in_value_and_gradient(
     size: int, channels: int, outputs: int, kernel: int, stride: int, groups: int, looped: bool
 ) -> None:
-    _compare(2, size, channels, outputs, kernel, stride, groups, looped)
+    _compare(2, size, channels, outputs, kernel, stride, groups, Policy(in_loop=looped))
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "outputs", "kernel", "groups"),
+    [
+        # Blocks of pixels: few channels, even and odd sides, all that ``SAME`` pads.
+        (8, 3, 16, 3, 1),
+        (7, 3, 16, 3, 1),
+        (8, 3, 4, 7, 1),
+        (9, 3, 4, 7, 1),
+        (8, 1, 4, 5, 1),
+        (1, 4, 4, 3, 2),
+        # The gradient of the images by blocks.
+        (8, 16, 32, 3, 2),
+        (9, 16, 16, 3, 4),
+        (6, 16, 16, 5, 2),
+        # Neither.
+        (8, 16, 8, 3, 1),
+        (8, 8, 8, 3, 8),
+        (6, 3, 8, 2, 1),
+    ],
+)
+def test_strided_convolutions_for_a_gpu_equal_lax(
+    size: int, channels: int, outputs: int, kernel: int, groups: int
+) -> None:
+    _compare(2, size, channels, outputs, kernel, 2, groups, Policy(backend="gpu"))
 
 
 @pytest.mark.parametrize(("images", "size"), [(120, 3), (48, 5), (30, 6), (16, 9)])
 def test_small_images_equal_lax(images: int, size: int) -> None:
     # By Winograd's products, tiles of 3.
-    _compare(images, size, channels=64, outputs=32, kernel=3, stride=1, groups=2, looped=False)
+    _compare(images, size, channels=64, outputs=32, kernel=3, stride=1, groups=2)
 
 
 def _compare(
@@ -70,7 +100,7 @@ def _compare(
     kernel: int,
     stride: int,
     groups: int,
-    looped: bool,
+    policy: Policy | None = None,
 ) -> None:
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((images, size, size, channels)), jnp.float32)
@@ -84,7 +114,6 @@ def _compare(
         )
 
     expected, pull_expected = jax.vjp(plain, x, w)
-    policy = Policy(in_loop=looped)
     actual, pull_actual = jax.vjp(lambda x, w: conv2d(x, w, stride, policy), x, w)
     cotangent = jnp.asarray(rng.standard_normal(expected.shape), jnp.float32)
     for a, b in zip(
@@ -127,6 +156,37 @@ def test_accelerators_get_native_convolutions() -> None:
     for kernel in (jnp.ones((1, 1, 64, 4)), jnp.ones((3, 3, 32, 4)), jnp.ones((3, 3, 1, 64))):
         jaxpr = jax.make_jaxpr(lambda x, w: conv2d(x, w, policy=Policy("cuda")))(x, kernel)
         assert [equation.primitive.name for equation in jaxpr.eqns] == ["conv_general_dilated"]
+
+
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+@pytest.mark.parametrize(
+    ("precision", "product"), [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "")]
+)
+def test_accelerators_multiply_float32_as_its_name_says(
+    backend: str, precision: str, product: str
+) -> None:
+    """Every product of a network and of its gradient has the precision, or none is float32."""
+    model = nfnets_jax.create_model("nfnet_micro", 4, precision=precision, depth=(2, 1, 1))
+    model = model.with_policy(Policy(backend=backend))
+    images = jnp.zeros((1, 16, 16, 3))
+    params, state = model.init(jax.random.key(0), images)
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.sum(model.apply(params, state, None, images, False)[0]["logits"])
+
+    program = jax.jit(jax.grad(loss)).lower(params).as_text()
+    products = re.findall(r"stablehlo.(?:convolution|dot_general).*", program)
+    float32 = [line for line in products if re.search(r"-> tensor<(\d+x)+f32>", line)]
+    of_convolutions = [line for line in float32 if "convolution" in line]
+    if precision == "bfloat16":
+        assert products
+        assert not of_convolutions
+    else:
+        assert of_convolutions
+    for line in float32:
+        expected = product if line in of_convolutions else "HIGHEST"
+        precisions = re.findall(r"\b(?:DEFAULT|HIGH|HIGHEST)\b", line)
+        assert precisions == [expected] * 2, line
 
 
 def test_channels_that_do_not_divide_are_refused() -> None:

@@ -18,7 +18,9 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         nfnets_jax.create_model("nfnet_f9")
     with pytest.raises(InputError, match="no setting 'droprate'; nearest: .*dropout_rate"):
         nfnets_jax.create_model("nfnet_f0", droprate=0.1)
-    with pytest.raises(InputError, match="no precision 'float16'; there are float32, bfloat16$"):
+    with pytest.raises(
+        InputError, match="no precision 'float16'; there are float32, tensorfloat32, bfloat16$"
+    ):
         nfnets_jax.create_model("nfnet_f0", precision="float16")
 
 
