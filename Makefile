@@ -1,12 +1,13 @@
-# make train: trains a first network. make test: runs the tests. make docs: builds the site.
-# Each builds what it needs in .venv first.
+# make train: trains a first network. make test: runs the tests. make plan-test: compiles for GPUs and
+# TPUs that are not there. make docs: builds the site. Each first installs what it needs.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 DOCS_READY := .venv/docs-ready
+PLAN_READY := .venv-plan/ready
 
-.PHONY: train test test-all lint types format docs clean
+.PHONY: train test test-all plan-test lint types format docs clean
 
 train: $(READY)
 	$(BIN)/python -m experiments.run --config=nfnet_digits --workdir=runs/nfnet_digits
@@ -16,6 +17,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -n 2 nfnets_jax tests
+
+plan-test: $(PLAN_READY)
+	.venv-plan/bin/python -m pytest -q -n 2 --dist worksteal tests/accelerators
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -42,5 +46,11 @@ $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $(DOCS_READY)
 
+# The compilers for GPUs and TPUs, 8 GB, which no device is needed for.
+$(PLAN_READY): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-plan
+	.venv-plan/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plan]'
+	touch $(PLAN_READY)
+
 clean:
-	rm -rf .venv build dist site *.egg-info
+	rm -rf .venv .venv-plan build dist site *.egg-info

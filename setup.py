@@ -26,7 +26,12 @@ TRAINING = [
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.7",
 ]
+TESTING = [
+    "pytest>=8.2",
+    "pytest-xdist>=3.6",
+]
 DEVELOPMENT = [
+    *TESTING,
     "equinox>=0.13",
     "flax>=0.12",
     "hypothesis>=6.100",
@@ -34,8 +39,6 @@ DEVELOPMENT = [
     "mypy>=1.11",
     "nbclient>=0.10",
     "nbformat>=5.10",
-    "pytest>=8.2",
-    "pytest-xdist>=3.6",
     "ruff>=0.6",
 ]
 DOCUMENTATION = [
@@ -68,6 +71,8 @@ setup(
         "onnx": ONNX,
         "cuda": CUDA,
         "tpu": TPU,
+        # For make plan-test.
+        "plan": TRAINING + TESTING + CUDA + TPU,
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

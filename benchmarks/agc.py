@@ -1,14 +1,17 @@
 """Times Adaptive Gradient Clipping beside optax's, and beside the floor that memory sets.
 
     python -m benchmarks.agc --rounds=100
+    python -m benchmarks.agc --target=h100   # compiles for a GPU that is not there
 
 Writes ``agc_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``. The trees are NFNet-F0's
 and a transformer's of 124M parameters (GPT-2 small); the gradients are donated, as in a training
 step. The floor adds two arrays with as many numbers as the parameters, in place: it reads gradients
-and parameters once and writes once. A round is one update of each, in one process.
+and parameters once and writes once. A round is one update of each, in one process. With
+``--target`` it prints the kernels and bytes of either update instead, a line of JSON a tree.
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ import optax
 
 import nfnets_jax
 from benchmarks import compare, machine
+from experiments import program
+from experiments.targets import Target, open_target
 from nfnets_jax import optax_agc
 
 _CLIPPING = 0.01
@@ -29,7 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--out", type=Path, default=compare.RESULTS)
+    parser.add_argument("--target", help="as experiments.plan takes it")
     arguments = parser.parse_args()
+    if arguments.target:
+        _compile(open_target(arguments.target))
+        return
     comparisons = {}
     for name, tree in TREES.items():
         shapes = tree()
@@ -43,6 +52,24 @@ def main() -> None:
             title = f"AGC of {name}, over {other}"
             comparisons[title] = compare.Comparison(ours, theirs, arguments.rounds)
     compare.measure(comparisons, {"optax": optax.__version__}, arguments.out / "agc")
+
+
+def _compile(target: Target) -> None:
+    sharding = jax.sharding.SingleDeviceSharding(target.devices[0])
+    clips = {
+        "ours": optax_agc.adaptive_grad_clip(_CLIPPING),
+        "optax": optax.adaptive_grad_clip(_CLIPPING),
+    }
+    for tree, shapes in TREES.items():
+        arrays = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes()
+        )
+        figures: dict[str, Any] = {"tree": tree, "target": target.name}
+        for name, agc in clips.items():
+            update = jax.jit(_update(agc), donate_argnums=0).lower(arrays, arrays)
+            kernels = program.count_kernels(str(update.compile().as_text()))
+            figures[name] = {"kernels": len(kernels), "bytes": program.moved_bytes(kernels)}
+        print(json.dumps(figures), flush=True)
 
 
 _Side = Callable[[], dict[str, Any]]

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -26,7 +27,13 @@ from experiments import program, run
 from experiments.projects import import_projects
 from experiments.targets import Target, open_target
 from nfnets_jax.atomic import atomic_write_for_user
+from nfnets_jax.data.normalization import mean_and_std
+from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.devices import local_devices
 from nfnets_jax.errors import InputError
+from nfnets_jax.models.counting import summarize
+from nfnets_jax.training.experiment import Experiment, build_experiment
+from nfnets_jax.training.memory import Compilation, compile_to_fit
 
 _TARGET = flags.DEFINE_string("target", None, "h100, 8xh100, v4:4x4x4, v5e:4x4 ...")
 _CLASSES = flags.DEFINE_integer("num_classes", 1000, "Classes of data that are not at hand.")
@@ -74,11 +81,6 @@ def plan(config: ConfigDict, target: Target, num_classes: int) -> tuple[dict[str
     Raises:
       InputError: the configuration cannot be run on the target.
     """
-    import jax  # Not at the top: open_target sets the environment that JAX reads.
-
-    from nfnets_jax.models.counting import summarize
-    from nfnets_jax.training.memory import compile_to_fit
-
     experiment = _build(config, target, num_classes)
     state, batch = _shapes(experiment)
     start = time.monotonic()
@@ -99,7 +101,7 @@ def plan(config: ConfigDict, target: Target, num_classes: int) -> tuple[dict[str
     size, channels = config.data.image_size, experiment.dataset.channels
     forward = 2 * summarize(experiment.model, size, channels).work.multiply_adds
     flops = 3 * forward * config.batch_size * (1 + _ascent_share(experiment, batch, compilation))
-    moved = sum(kernel.bytes for kernel in kernels)
+    moved = program.moved_bytes(kernels)
     if target.backend != "gpu":  # Its program says more than the names of kernels.
         moved = int(compilation.program.cost_analysis()["bytes accessed"])
     figures: dict[str, Any] = {
@@ -159,12 +161,8 @@ def as_text(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _build(config: ConfigDict, target: Target, num_classes: int) -> Any:
+def _build(config: ConfigDict, target: Target, num_classes: int) -> Experiment:
     """Returns the run's ``Experiment``, on the target, with images that need no files."""
-    from nfnets_jax.data.normalization import mean_and_std
-    from nfnets_jax.data.sources import open_dataset
-    from nfnets_jax.training.experiment import build_experiment
-
     config = config.copy_and_resolve_references()
     config.init.weights = ""
     config.data.holdout = 0
@@ -183,12 +181,8 @@ def _build(config: ConfigDict, target: Target, num_classes: int) -> Any:
     return dataclasses.replace(experiment, model=model.with_policy(policy))
 
 
-def _shapes(experiment: Any) -> tuple[Any, Any]:
+def _shapes(experiment: Experiment) -> tuple[Any, Any]:
     """Returns the shapes of state and batch, as a host's part of ``jax.pmap`` has them."""
-    import jax
-
-    from nfnets_jax.devices import local_devices
-
     local = len(local_devices(experiment.devices))
     part = experiment.config.batch_size // len(experiment.devices)
     size, channels = experiment.config.data.image_size, experiment.dataset.channels
@@ -204,7 +198,7 @@ def _shapes(experiment: Any) -> tuple[Any, Any]:
     )
 
 
-def _ascent_share(experiment: Any, batch: Any, compilation: Any) -> float:
+def _ascent_share(experiment: Experiment, batch: Any, compilation: Compilation) -> float:
     """Returns the share of the batch that SAM computes a first gradient of."""
     if experiment.sam is None:
         return 0.0

@@ -11,6 +11,7 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((
 _HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{")
 _CALLED = re.compile(r"(?:to_apply|body|calls|called_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # Scopes that networks give to their parts.
 _PART = re.compile(r"stem|stage_\d|head")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -37,11 +38,13 @@ class Kernel(NamedTuple):
       part: ``network`` for what bears the name of a network's part, else ``parameters``:
         standardization, clipping, optimizer, moving average.
       bytes: of its operands and results, each counted once.
+      runs: how often it runs: a loop runs its body as often as the compiler knows, or else once.
     """
 
     kind: str
     part: str
     bytes: int
+    runs: int
 
 
 class _Instruction(NamedTuple):
@@ -54,7 +57,7 @@ class _Instruction(NamedTuple):
 def count_kernels(hlo: str) -> list[Kernel]:
     """Returns the kernels of an optimized program, in the order of the text.
 
-    The body of a loop counts once, and of a conditional the last branch, the one for true.
+    A kernel in the body of a loop is one, and of a conditional the last branch runs, for true.
 
     Args:
       hlo: the text of the program, from ``compiled.as_text()``.
@@ -62,14 +65,14 @@ def count_kernels(hlo: str) -> list[Kernel]:
     computations, entry = _parse(hlo)
     types = {each.name: each.type for body in computations.values() for each in body}
     kernels = []
-    for instruction in _executed(computations, entry):
-        if instruction.operation in _FREE:
+    for instruction, runs in _executed(computations, entry):
+        if instruction.operation in _FREE or instruction.operation.endswith("-done"):
             continue
         operands = re.findall(r"%([\w.-]+)", instruction.rest.split("), ")[0])
         moved = [instruction.type, *(types.get(operand, "") for operand in operands)]
         scope = re.search(r'op_name="([^"]*)"', instruction.rest)
         part = "network" if scope and _PART.search(scope[1]) else "parameters"
-        kernels.append(Kernel(_kind(instruction), part, sum(map(_bytes, moved))))
+        kernels.append(Kernel(_kind(instruction), part, sum(map(_bytes, moved)), runs))
     return kernels
 
 
@@ -87,7 +90,13 @@ def fusions(kernels: list[Kernel]) -> tuple[Counter[str], Counter[str]]:
 def collective_bytes(kernels: list[Kernel]) -> int:
     """Returns the bytes of the results of all collectives, on one device."""
     # Operands and results are equally large.
-    return sum(kernel.bytes // 2 for kernel in kernels if kernel.kind == "collective")
+    collectives = (kernel for kernel in kernels if kernel.kind == "collective")
+    return sum(kernel.bytes // 2 * kernel.runs for kernel in collectives)
+
+
+def moved_bytes(kernels: list[Kernel]) -> int:
+    """Returns the bytes of the operands and results of all kernels, as often as they run."""
+    return sum(kernel.bytes * kernel.runs for kernel in kernels)
 
 
 def _kind(instruction: _Instruction) -> str:
@@ -116,16 +125,22 @@ def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
     return computations, entry
 
 
-def _executed(computations: dict[str, list[_Instruction]], name: str) -> Iterator[_Instruction]:
+def _executed(
+    computations: dict[str, list[_Instruction]], name: str, runs: int = 1
+) -> Iterator[tuple[_Instruction, int]]:
     for instruction in computations.get(name, []):
+        called, often = _CALLED.findall(instruction.rest), runs
         if instruction.operation == "conditional":
-            if branches := _BRANCHES.search(instruction.rest):
-                yield from _executed(computations, branches[1].split(",")[-1].strip().lstrip("%"))
-        elif instruction.operation in ("call", "while", "async-start"):
-            for called in _CALLED.findall(instruction.rest):
-                yield from _executed(computations, called)
-        else:
-            yield instruction
+            branches = _BRANCHES.search(instruction.rest)
+            called = [branches[1].split(",")[-1].strip().lstrip("%")] if branches else []
+        elif instruction.operation == "while":
+            trips = _TRIPS.search(instruction.rest)
+            often = runs * int(trips[1]) if trips else runs
+        elif instruction.operation not in ("call", "async-start"):
+            yield instruction, runs
+            continue
+        for inner in called:
+            yield from _executed(computations, inner, often)
 
 
 def _bytes(types: str) -> int:

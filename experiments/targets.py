@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import jax
+from jax.experimental import topologies
+
 from nfnets_jax.errors import InputError, nearest
 
 
@@ -167,7 +170,8 @@ def _open_gpus(name: str, gpu: _GPU, count: int) -> Target:
         raise InputError(
             f"to compile for {name}, install '.[cuda]' in an environment of its own (5 GB)"
         )
-    os.environ.update(JAX_PLATFORMS="cpu,cuda", JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1")
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    jax.config.update("jax_platforms", "cpu,cuda")
     topology = _topology(
         name, platform="cuda", target_config=gpu.description(), topology=f"1x1x{count}"
     )
@@ -179,7 +183,8 @@ def _open_tpus(name: str, kind: str, chips: str) -> Target:
         raise InputError(
             f"to compile for {name}, install '.[tpu]' in an environment of its own (2 GB)"
         )
-    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    jax.config.update("jax_platforms", "cpu")
     topology = _topology(name, platform="tpu", topology_name=f"{kind}:{chips}")
     per_chip = len(topology.devices) // len({tuple(d.coords) for d in topology.devices})
     rates = _TPUS[kind]
@@ -196,8 +201,6 @@ def _open_tpus(name: str, kind: str, chips: str) -> Target:
 
 
 def _topology(name: str, **arguments: Any) -> Any:
-    from jax.experimental import topologies  # Not at the top: the environment is set by then.
-
     try:
         return topologies.get_topology_desc(**arguments)
     except Exception as error:

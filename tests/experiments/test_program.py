@@ -36,26 +36,27 @@ ENTRY %main (x.1: bf16[4,8], w: f32[2], flag: pred[]) -> f32[2] {
   %flag = pred[] parameter(2)
   %zero = s32[] constant(0)
   %start = (s32[], bf16[4,8]{1,0}) tuple(%zero, %x.1)
-  %loop = (s32[], bf16[4,8]{1,0}) while(%start), condition=%no, body=%body
+  %loop = (s32[], bf16[4,8]{1,0}) while(%start), condition=%no, body=%body, backend_config=TRIPS
   %sum = f32[2]{0} all-reduce(%w), replica_groups={{0,1}}, to_apply=%no
   %conv = (bf16[4,8]{1,0}, u8[16]{0}) custom-call(%x.1), custom_call_target="__cudnn$conv"
   ROOT %chosen = f32[2]{0} conditional(%flag, %sum, %sum), branch_computations={%no, %yes}
 }
-"""
+""".replace("TRIPS", '{"known_trip_count":{"n":"5"}}')
 
 
 def test_counts_what_runs() -> None:
     """Numbers by hand: a bf16[4,8] has 64 bytes, an f32[2] 8."""
     assert program.count_kernels(HLO) == [
-        program.Kernel("fusion", "network", 128),
-        program.Kernel("collective", "parameters", 16),
-        program.Kernel("convolution", "parameters", 144),
-        program.Kernel("fusion", "parameters", 16),
+        program.Kernel("fusion", "network", 128, runs=5),
+        program.Kernel("collective", "parameters", 16, runs=1),
+        program.Kernel("convolution", "parameters", 144, runs=1),
+        program.Kernel("fusion", "parameters", 16, runs=1),
     ]
     numbers, moved = program.fusions(program.count_kernels(HLO))
     assert numbers == {"network": 1, "parameters": 1}
     assert moved == {"network": 128, "parameters": 16}
     assert program.collective_bytes(program.count_kernels(HLO)) == 8
+    assert program.moved_bytes(program.count_kernels(HLO)) == 5 * 128 + 16 + 144 + 16
 
 
 def test_counts_the_program_that_a_gpu_ran(shared: Path) -> None:
