@@ -9,10 +9,12 @@ that fails is omitted with a message, and the exit code is then 1. timm is run b
 
 import argparse
 import json
+import math
 import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,7 +130,12 @@ def peer(name: str, python: str, packages: Sequence[str]) -> tuple[Path, Mapping
     return script, found
 
 
-def measure(comparisons: Mapping[str, Comparison], conditions: Figures, out: Path) -> None:
+def measure(
+    comparisons: Mapping[str, Comparison],
+    conditions: Figures,
+    out: Path,
+    deadline: float = math.inf,
+) -> None:
     """Measures one row after the other and writes all rows so far after each.
 
     Exits with code 1 after the last row if any failed.
@@ -137,10 +144,14 @@ def measure(comparisons: Mapping[str, Comparison], conditions: Figures, out: Pat
       comparisons: by name of the row.
       conditions: stated below the table, beside the machine.
       out: path of the files, to which the device and a suffix are added.
+      deadline: time of ``time.monotonic`` after which no row begins; those left are named.
     """
     rows: list[Figures] = []
     failed = []
     for name, comparison in comparisons.items():
+        if time.monotonic() > deadline:
+            print(f"{name}: omitted: no time is left", flush=True)
+            continue
         try:
             rows.append(_compare(name, comparison))
         except CommandError as error:

@@ -68,6 +68,15 @@ def compilation(jitted: Any, *args: Any) -> Compilation:
     return Compilation(compiled, traced - start, time.perf_counter() - traced)
 
 
+def memory_rate() -> float:
+    """Returns the bytes/s of reading and writing a large array, the best of ten."""
+    size = 2**24 if jax.default_backend() == "cpu" else 2**28
+    array = jnp.ones(size, jnp.float32)
+    negate = jax.jit(jnp.negative)
+    seconds(lambda: negate(array), 2)
+    return 2 * array.nbytes / min(seconds(lambda: negate(array), 10))
+
+
 def matmul_rate(dtype: jnp.dtype, precision: jax.lax.Precision | None = None) -> float:
     """Returns the FLOP/s of a large square matrix product, the best of ten."""
     size = 2048 if jax.default_backend() == "cpu" else 8192

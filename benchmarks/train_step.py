@@ -12,8 +12,11 @@ import functools
 import json
 import statistics
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +30,7 @@ from nfnets_jax.devices import fetch, replicate, transfer
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models import counting
+from nfnets_jax.models.nfnet import WSConv2D
 from nfnets_jax.models.registry import PRECISIONS, Model
 from nfnets_jax.models.stage import REMAT
 from nfnets_jax.serving.frozen import fold
@@ -51,6 +55,9 @@ def main() -> None:
     parser.add_argument("--forward", action="store_true", help="inference instead of training")
     parser.add_argument("--folded", action="store_true", help="folded weights; with --forward")
     parser.add_argument("--plain", action="store_true", help="XLA's own convolutions")
+    parser.add_argument(
+        "--batch_norm", action="store_true", help="an NFNet's convolutions normalize batches"
+    )
     arguments = parser.parse_args()
     process.keep_freed_memory()
     try:
@@ -71,10 +78,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     shape = (arguments.batch, arguments.size, arguments.size, 3)
     if arguments.plain:
         model = model.with_policy(Policy(native=True))
-    if arguments.forward:
-        measured = _measure_forward(model, shape, arguments.steps, arguments.folded)
-    else:
-        measured = _measure_training(model, shape, arguments.steps)
+    normalizing = hk.intercept_methods(_normalize) if arguments.batch_norm else nullcontext()
+    with normalizing:
+        if arguments.forward:
+            measured = _measure_forward(model, shape, arguments.steps, arguments.folded)
+        else:
+            measured = _measure_training(model, shape, arguments.steps)
     forward = 2.0 * counting.summarize(model, arguments.size).work.multiply_adds
     flops_per_image = forward * (1 if arguments.forward else 3)
     rate = flops_per_image * arguments.batch / measured["seconds"]
@@ -90,6 +99,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "share_of_matmul_rate": rate / matmul_rate,
         **machine.describe(),
     }
+
+
+def _normalize(call: Callable[..., Any], args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
+    """Normalizes what a convolution of an NFNet returns by the batch's statistics."""
+    x = call(*args, **kwargs)
+    if not isinstance(context.module, WSConv2D) or context.method_name != "__call__":
+        return x
+    wide, axes = x.astype(jnp.float32), (0, 1, 2)
+    mean = jnp.mean(wide, axes)
+    scale = jax.lax.rsqrt(jnp.mean(wide**2, axes) - mean**2 + 1e-5)
+    return x * scale.astype(x.dtype) - (mean * scale).astype(x.dtype)
 
 
 class Training(NamedTuple):

@@ -71,7 +71,8 @@ def compile_to_fit(
 
     Returns:
       The update of ``config.micro_batch_size`` or, if that is 0, of the largest divisor of each
-      device's part of the batch that fits; of the smallest if none does.
+      device's part of the batch that fits; of the smallest if none does. Divisors that surely do
+      not fit, as temporary memory grows with the images, are not tried.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler refuses even the smallest.
@@ -81,7 +82,8 @@ def compile_to_fit(
     sizes = [size for size in range(examples, 0, -1) if examples % size == 0]
     if config.micro_batch_size:
         sizes = [config.micro_batch_size]
-    for size in sizes:
+    while True:
+        size = sizes.pop(0)
         update: Any = make_update(
             experiment.model,
             experiment.optimizer,
@@ -97,15 +99,19 @@ def compile_to_fit(
             program = update.lower(state, batch).compile()
         except jax.errors.JaxRuntimeError as error:
             # Compilers of TPUs refuse a program that does not fit.
-            if "RESOURCE_EXHAUSTED" not in str(error) or size == sizes[-1]:
+            if "RESOURCE_EXHAUSTED" not in str(error) or not sizes:
                 raise
             log(f"{size} images at a time do not fit")
             continue
         needed = planned_bytes(program)
         fits = needed <= _USABLE_SHARE * memory
-        if fits:
+        if fits or not sizes:
             break
         log(f"{size} images at a time take {needed / 1e9:.1f} GB")
+        # A little less than in proportion to the images, so that no size is passed over.
+        fixed = program.memory_analysis().argument_size_in_bytes
+        most = 1.2 * size * (_USABLE_SHARE * memory - fixed) / (needed - fixed)
+        sizes = [size for size in sizes if size <= most] or sizes[-1:]
     return Compilation(update, program, size, fits)
 
 
