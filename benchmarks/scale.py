@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from benchmarks import compare, machine
 
 _CONFIGS = ",".join(f"nfnet_f{index}" for index in range(7))
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--targets", default="v4:4x4x4,v5e:16x16,8xh100")
     parser.add_argument("--out", type=Path, default=compare.RESULTS)
     arguments = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
     file = arguments.out / "scale.json"
     rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
     done = {(row["model"], row["target"], row["batch_size"]) for row in rows}

@@ -31,6 +31,7 @@ from nfnets_jax.data.normalization import mean_and_std
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.devices import local_devices
 from nfnets_jax.errors import InputError
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.counting import summarize
 from nfnets_jax.training.experiment import Experiment, build_experiment
 from nfnets_jax.training.memory import Compilation, compile_to_fit
@@ -175,10 +176,7 @@ def _build(config: ConfigDict, target: Target, num_classes: int) -> Experiment:
             mean=mean,
             std=std,
         )
-    experiment = build_experiment(config, target.devices, dataset)
-    model = experiment.model
-    policy = dataclasses.replace(model.policy, backend=target.backend)
-    return dataclasses.replace(experiment, model=model.with_policy(policy))
+    return build_experiment(config, target.devices, dataset, Policy(backend=target.backend))
 
 
 def _shapes(experiment: Experiment) -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ from nfnets_jax.data.sources import Dataset, open_dataset
 from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.devices import DeviceBatch, fetch, replicate, transfer
 from nfnets_jax.errors import InputError
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.counting import Summary, summarize
 from nfnets_jax.models.registry import Model, create_model
 from nfnets_jax.training.finetuning import (
@@ -129,6 +130,7 @@ def build_experiment(
     config: ml_collections.ConfigDict,
     devices: list[jax.Device] | None = None,
     dataset: Dataset | None = None,
+    policy: Policy | None = None,
 ) -> Experiment:
     """Builds everything that a configuration names.
 
@@ -138,6 +140,7 @@ def build_experiment(
       config: such as ``experiments/configs`` define them.
       devices: devices to train on in place of this machine's, those of each host together.
       dataset: images to train on in place of those that ``config.data`` names.
+      policy: how the network is computed, if not as is best on this machine.
 
     Raises:
       InputError: a field has a value that it does not take, or data or weights cannot be read.
@@ -147,7 +150,7 @@ def build_experiment(
     _check_batch(config, len(devices))
     _create_model(config, num_classes=1)  # So that a wrong name fails before the data are opened.
     dataset = dataset or _open_dataset(config)
-    model = _create_model(config, len(dataset.class_names))
+    model = _create_model(config, len(dataset.class_names)).with_policy(policy or Policy())
     depths = layer_depths(model, dataset.channels)
     optimizer = create_optimizer(config, model.stacked(depths))
     if config.optimizer.layer_decay == 0:

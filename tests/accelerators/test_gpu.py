@@ -35,6 +35,7 @@ def test_f0_trains_on_eight_gpus_with_sam_micro_batches_and_rematerialized_block
         micro_batch_size=4,
         model__remat="block",
         optimizer__sam_rho=0.05,
+        optimizer__layer_decay=0.9,
     )
     assert figures["fits"]
     assert figures["devices"] == 8
