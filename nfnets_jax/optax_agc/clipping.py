@@ -1,6 +1,8 @@
 """Adaptive Gradient Clipping as an optax gradient transformation."""
 
 import functools
+import math
+import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -49,7 +51,7 @@ def adaptive_grad_clip(
       clipping: largest ratio of a unit's gradient norm to its weight norm: a number, a schedule of
         the step, or a mapping of regular expressions to either. In a mapping, the first expression
         found in the parameter's name (``layer/kernel``) decides, and None does not clip.
-      eps: lower bound of the weight norm, so that a unit at zero can leave it.
+      eps: lower bound of the weight norm, so that a unit at zero can leave it; 0 keeps it there.
       unit_axes: the axes that run inside a unit, over which norms are taken: ``haiku``, ``flax``,
         ``equinox`` or ``pytorch``; a function ``(path, parameter) -> axes``; or axes for all
         parameters. If it is None or returns None, the rank decides as in optax: all axes of a
@@ -68,12 +70,14 @@ def adaptive_grad_clip(
       whose squared norm overflows count as infinitely long.
 
     Raises:
-      ValueError: in ``update``, naming the parameter: no parameters, trees or shapes that differ,
-        axes out of range, units that are not recognized, no ``clipping`` for a name.
+      ValueError: ``clipping`` is a number that is not above 0, or ``eps`` one below 0. In
+        ``update``, naming the parameter: no parameters, trees or shapes that differ, axes out of
+        range, units that are not recognized, no ``clipping`` for a name.
 
     References:
       Brock et al. 2021, arXiv:2102.06171, section 4.
     """
+    check_numbers(clipping, eps)
 
     def init(params: optax.Params) -> optax.OptState:
         del params
@@ -85,7 +89,7 @@ def adaptive_grad_clip(
         leaves = leaves_of(updates, params, unit_axes, mask, partition_specs)
         step = state.step if has_schedule else None
         clipped = iter(_clip(leaves, clipping, eps, step))
-        updates = jax.tree.map(lambda _: next(clipped), updates)
+        updates = jax.tree.map(lambda x: x if is_float0(x) else next(clipped), updates)
         return updates, ScheduleState(optax.safe_increment(step)) if has_schedule else state
 
     values = clipping.values() if isinstance(clipping, Mapping) else [clipping]
@@ -110,7 +114,7 @@ def unit_ratios(
     """
     norms = unit_norms(leaves_of(gradients, params, unit_axes))
     ratios = (gradient / jnp.maximum(weight, eps) for gradient, weight in norms)
-    return jax.tree.map(lambda _: next(ratios), gradients)
+    return jax.tree.map(lambda x: x if is_float0(x) else next(ratios), gradients)
 
 
 class Leaf(NamedTuple):
@@ -145,7 +149,9 @@ def leaves_of(
     mask: Mask | None = None,
     partition_specs: Any = None,
 ) -> list[Leaf]:
-    """Returns the gradients that are not None, in the order of ``jax.tree.leaves``.
+    """Returns the gradients in the order of ``jax.tree.leaves``.
+
+    Left out are those that are None, and of integers: ``float0``.
 
     Raises:
       ValueError: as ``adaptive_grad_clip``.
@@ -156,10 +162,14 @@ def leaves_of(
             "update(gradients, state, params)"
         )
     by_path = {name_of(path): (path, jnp.asarray(x)) for path, x in with_paths(params)}
-    named = {name_of(path): jnp.asarray(x) for path, x in with_paths(gradients)}
+    named = {name_of(path): jnp.asarray(x) for path, x in with_paths(gradients) if not is_float0(x)}
     if lost := [name for name in named if name not in by_path]:
         raise ValueError(f"there are gradients without parameters: {', '.join(lost)}")
-    absent = {name_of(path) for path, x in with_paths(gradients, none_is_leaf=True) if x is None}
+    absent = {
+        name_of(path)
+        for path, x in with_paths(gradients, none_is_leaf=True)
+        if x is None or is_float0(x)
+    }
     if lost := [name for name in by_path if name not in named and name not in absent]:
         raise ValueError(f"there are parameters without gradients: {', '.join(lost)}")
     spared = _spared(params, mask)
@@ -176,6 +186,31 @@ def leaves_of(
         parts = specs.get(name, ((),) * param.ndim)
         leaves.append(Leaf(name, gradient, param, axes, layer_axes, name in spared, parts))
     return leaves
+
+
+def is_float0(x: Any) -> bool:
+    """Returns whether it is what JAX gives as the gradient of integers."""
+    return getattr(x, "dtype", None) == jax.dtypes.float0
+
+
+def check_numbers(clipping: Clipping | None, eps: float) -> None:
+    """Checks what is known of ``clipping`` and ``eps`` before any gradient is.
+
+    Raises:
+      ValueError: as ``adaptive_grad_clip``.
+    """
+    of_names: Mapping[str, Any] = clipping if isinstance(clipping, Mapping) else {"": clipping}
+    for pattern, value in of_names.items():
+        # Not below: a comparison with NaN is false.
+        if isinstance(value, numbers.Real) and not float(value) > 0:
+            of_name = f" of {pattern!r}" if pattern else ""
+            raise ValueError(
+                f"clipping{of_name} is {value}; it takes a number above 0, or a mask where nothing "
+                "is to be clipped"
+            )
+    smallest: Any = eps
+    if isinstance(smallest, numbers.Real) and not 0 <= float(smallest) < math.inf:
+        raise ValueError(f"eps is {eps}; it takes a number from 0 on")
 
 
 def _spared(params: optax.Params, mask: Mask | None) -> set[str]:
@@ -243,7 +278,7 @@ def norms_by_branch(leaves: Sequence[Leaf]) -> list[tuple[jax.Array, jax.Array]]
     # The largest sum, and not the sum of all, for which XLA would square the gradients once more.
     largest = jnp.zeros(())
     for total in sums:
-        largest = jnp.maximum(largest, jnp.max(total, initial=0))
+        largest = jnp.maximum(largest, jnp.max(total, initial=0).astype(jnp.float32))
     finite = jnp.isfinite(largest)
     if names := tuple(sorted({name for leaf in leaves for name in leaf.mesh_axes()})):
         # ``pmin`` takes only what varies over all its axes; the index does.
@@ -274,6 +309,7 @@ def norms_by_shape(leaves: Sequence[Leaf]) -> list[tuple[jax.Array, jax.Array]]:
 def _norms_together(leaves: Sequence[Leaf]) -> list[tuple[jax.Array, jax.Array]]:
     """Takes the norms of leaves of equal shapes."""
     axes, rank = leaves[0].axes, leaves[0].param.ndim
+    dtype = _common(leaves[0].gradient.real.dtype, leaves[0].param.real.dtype)
     mesh_axes = leaves[0].mesh_axes()
     if len(leaves) == 1 and axes == tuple(range(rank - len(axes), rank)):
         # XLA sums rows three times in one kernel, but not columns.
@@ -283,12 +319,11 @@ def _norms_together(leaves: Sequence[Leaf]) -> list[tuple[jax.Array, jax.Array]]
         return [(_norm(total, shrunk), _root(_sum_squares(leaf.param, axes, mesh_axes)))]
     # Both sums of an array are one, of complex numbers, and the sums of all arrays are one.
     pairs = [
-        lax.complex(_squares(leaf.gradient), _squares(leaf.gradient, shrunk=True))
+        lax.complex(_squares(leaf.gradient, dtype), _squares(leaf.gradient, dtype, shrunk=True))
         for leaf in leaves
     ]
-    pairs += [
-        lax.complex(squares, squares) for squares in (_squares(leaf.param) for leaf in leaves)
-    ]
+    of_params = [_squares(leaf.param, dtype) for leaf in leaves]
+    pairs += [lax.complex(squares, squares) for squares in of_params]
     sums = jnp.sum(jnp.stack(pairs), [axis + 1 for axis in axes], keepdims=True)
     sums = lax.psum(sums, mesh_axes) if mesh_axes else sums
     norms = _norm(jnp.real(sums), jnp.imag(sums))
@@ -301,18 +336,25 @@ def _sum_squares(
     x: jax.Array, axes: tuple[int, ...], mesh_axes: tuple[str, ...], shrunk: bool = False
 ) -> jax.Array:
     """Sums squares over the axes of a unit, on all devices that it is split over."""
-    total = jnp.sum(_squares(x, shrunk), axis=axes, keepdims=True)
+    total = jnp.sum(_squares(x, x.real.dtype, shrunk), axis=axes, keepdims=True)
     return lax.psum(total, mesh_axes) if mesh_axes else total
 
 
-def _squares(x: jax.Array, shrunk: bool = False) -> jax.Array:
-    """Returns squares in float32 or wider; those of a smaller copy do not overflow."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def _squares(x: jax.Array, dtype: Any, shrunk: bool = False) -> jax.Array:
+    """Returns squares in a real dtype, but float32 or wider; those of a smaller copy if shrunk."""
+    real = _common(dtype, jnp.float32)
+    wide = x.astype(_common(real, jnp.complex64) if jnp.iscomplexobj(x) else real)
     if shrunk:
         # Small numbers do not matter to a sum that overflows. Without the choice between them XLA
         # might square before it shrinks.
-        wide = jnp.where(jnp.abs(wide) > 1, wide * _shrink(wide.real.dtype), 0)
+        wide = jnp.where(jnp.abs(wide) > 1, wide * _shrink(real), 0)
     return jnp.real(wide * jnp.conj(wide)) if jnp.iscomplexobj(wide) else jnp.square(wide)
+
+
+def _common(dtype: Any, other: Any) -> Any:
+    """Returns the dtype that holds both, also where the user forbids JAX to choose it."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, other)
 
 
 def _shrink(dtype: Any) -> jax.Array:
@@ -370,18 +412,24 @@ def _clip(
     norms = iter(unit_norms(clipped))
     scales = {leaf.name: _scale(*next(norms), limits[leaf.name], eps) for leaf in clipped}
     return [
-        leaf.gradient
-        if leaf.name not in scales
-        else (leaf.gradient * scales[leaf.name]).astype(leaf.gradient.dtype)
+        _scaled(leaf.gradient, scales[leaf.name]) if leaf.name in scales else leaf.gradient
         for leaf in leaves
     ]
 
 
 @jax.jit
-def _scale(gradient_norm: jax.Array, weight_norm: jax.Array, limit: Any, eps: float) -> jax.Array:
+def _scale(gradient_norm: jax.Array, weight_norm: jax.Array, limit: Any, eps: Any) -> jax.Array:
     """Returns the factors that clip gradients of these norms."""
+    dtype = _common(gradient_norm.dtype, weight_norm.dtype)
+    gradient_norm, weight_norm = gradient_norm.astype(dtype), weight_norm.astype(dtype)
+    limit, eps = jnp.asarray(limit, dtype), jnp.asarray(eps, dtype)
     largest = limit * jnp.maximum(weight_norm, eps)
     clips = (gradient_norm > largest) & jnp.isfinite(gradient_norm)
     # A factor of 1 passes a gradient unchanged, finite or not. The division is kept off 0 / 0 in
     # the branch that is not taken, whose derivative would be NaN.
     return jnp.where(clips, largest / jnp.where(clips, gradient_norm, 1), 1)
+
+
+def _scaled(gradient: jax.Array, scale: jax.Array) -> jax.Array:
+    dtype = _common(gradient.dtype, scale.dtype)
+    return (gradient.astype(dtype) * scale.astype(dtype)).astype(gradient.dtype)

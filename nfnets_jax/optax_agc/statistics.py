@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from nfnets_jax.optax_agc.clipping import Clipping, Leaf, Mask, leaves_of, limit_of, unit_norms
+from nfnets_jax.optax_agc.clipping import (
+    Clipping,
+    Leaf,
+    Mask,
+    check_numbers,
+    is_float0,
+    leaves_of,
+    limit_of,
+    unit_norms,
+)
 from nfnets_jax.optax_agc.units import UnitAxes, name_of
 
 
@@ -51,6 +60,7 @@ def clipping_statistics(
       quantiles: levels of the ratios' quantiles, between 0 and 1.
       when: whether to compute the quantiles, which sort the units; if not, they are 0.
     """
+    check_numbers(clipping, eps)
     leaves = leaves_of(gradients, params, unit_axes, mask)
     levels = jnp.asarray(quantiles, jnp.float32)
     limits = [limit_of(leaf, clipping, None) for leaf in leaves]
@@ -63,7 +73,7 @@ def clipping_statistics(
         jax.tree.map(lambda field, shape=shape: field.reshape(*shape, *field.shape[1:]), each)
         for each, shape in zip(_statistics(rows, limits, levels, when), layers, strict=True)
     )
-    return jax.tree.map(lambda _: next(found), gradients)
+    return jax.tree.map(lambda x: x if is_float0(x) else next(found), gradients)
 
 
 class StatisticsState(NamedTuple):
@@ -107,6 +117,7 @@ def with_statistics(
       every: steps from one computation of the quantiles, which sort the units, to the next;
         all else is of every step.
     """
+    check_numbers(clipping, eps)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> StatisticsState:

@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nfnets_jax import optax_agc
+from nfnets_jax.optax_agc import clipping
 from tests.optax_agc import reference
 from tests.optax_agc.reference import random
 
@@ -291,3 +292,98 @@ def test_wrong_use_names_the_parameter(
     agc = optax_agc.adaptive_grad_clip(unit_axes=unit_axes)
     with pytest.raises(ValueError, match=message):
         agc.update(grads, agc.init(params), params)
+
+
+@pytest.mark.parametrize("norms", [clipping.norms_by_branch, clipping.norms_by_shape])
+@pytest.mark.parametrize(
+    ("shape", "axes", "count"),
+    [
+        ((3, 3, 4, 6), (0, 1, 2), 1),
+        ((3, 3, 4, 6), (0, 1, 2), 11),
+        ((5, 7), (1,), 1),
+        ((9,), (0,), 3),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_norms_are_exact_in_every_form(
+    norms: Any, shape: tuple[int, ...], axes: tuple[int, ...], count: int, dtype: str
+) -> None:
+    """Also of a gradient whose squares overflow, beside others that are small."""
+    rng = np.random.default_rng(0)
+    numbers = rng.standard_normal((2, count, *shape))
+    if dtype == "complex64":
+        numbers = numbers + 1j * rng.standard_normal(numbers.shape)
+    numbers[0, -1] *= 1e25
+    numbers[0, 0, ..., :2] *= 1e-8
+    gradients, params = (list(jnp.asarray(x, dtype)) for x in numbers)
+
+    @jax.jit
+    def run(gradients: Any, params: Any) -> Any:
+        return norms(
+            [
+                clipping.Leaf("w", gradient, param, axes, 0, False, ((),) * len(shape))
+                for gradient, param in zip(gradients, params, strict=True)
+            ]
+        )
+
+    for *arrays, found in zip(gradients, params, run(gradients, params), strict=True):
+        for array, norm in zip(arrays, found, strict=True):
+            exact = np.asarray(array).astype(np.complex128)
+            expected = np.sqrt(np.sum(np.abs(exact) ** 2, axis=axes, keepdims=True))
+            np.testing.assert_allclose(norm, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "eps", "message"),
+    [
+        (-1.0, 1e-3, "clipping is -1.0; it takes a number above 0"),
+        (0.0, 1e-3, "clipping is 0.0"),
+        (np.float32(np.nan), 1e-3, "clipping is nan"),
+        ({"conv": 0.1, "": -2}, 1e-3, "clipping of '' is -2|clipping is -2"),
+        (0.01, -1, "eps is -1; it takes a number from 0 on"),
+        (0.01, np.nan, "eps is nan"),
+        (0.01, np.inf, "eps is inf"),
+    ],
+)
+def test_senseless_numbers_are_refused(threshold: Any, eps: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        optax_agc.adaptive_grad_clip(threshold, eps)
+    with pytest.raises(ValueError, match=message):
+        optax_agc.sgd_agc(0.1, clipping=threshold, eps=eps)
+    with pytest.raises(ValueError, match=message):
+        optax_agc.with_statistics(optax.sgd(0.1), threshold, eps)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "bfloat16"), ("bfloat16", "float32")])
+def test_dtypes_are_kept_without_implicit_promotion(dtypes: tuple[str, str]) -> None:
+    rng = np.random.default_rng(0)
+    gradients, params = (
+        {"w": jnp.asarray(scale * rng.standard_normal((4, 6)), dtype), "b": jnp.ones(6, dtype)}
+        for scale, dtype in zip((1, 0.1), dtypes, strict=True)
+    )
+    agc = optax_agc.adaptive_grad_clip(jnp.float32(0.01))
+    expected, _ = agc.update(gradients, agc.init(params), params)
+    with jax.numpy_dtype_promotion("strict"):
+        updates, _ = jax.jit(agc.update)(gradients, agc.init(params), params)
+    assert updates["w"].dtype == gradients["w"].dtype
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(np.asarray(x, float), np.asarray(y, float)),
+        updates,
+        expected,
+    )
+
+
+def test_integers_have_no_gradient_to_clip() -> None:
+    params = {"count": jnp.arange(3), "w": jnp.ones((2, 3))}
+
+    def loss(params: Any) -> jax.Array:
+        return 100 * jnp.sum(params["w"] * params["count"])
+
+    gradients = jax.grad(loss, allow_int=True)(params)
+    assert gradients["count"].dtype == jax.dtypes.float0
+    agc = optax_agc.adaptive_grad_clip(0.01)
+    updates, _ = agc.update(gradients, agc.init(params), params)
+    assert updates["count"].dtype == jax.dtypes.float0
+    np.testing.assert_allclose(updates["w"][:, 1:], 0.01, rtol=1e-5)
+    ratios = optax_agc.unit_ratios(gradients, params)
+    assert ratios["w"].shape == (1, 3)
