@@ -1,8 +1,9 @@
 """Trains a network: ``python -m experiments.run --config=NAME --workdir=DIR --config.KEY=VALUE``.
 
-NAME is a configuration of ``experiments/configs`` or a path to your own. The same command again
-resumes the run where it stopped. Exit codes: 0, finished; 1, it cannot run, and one line says why;
-130 or 143, SIGINT or SIGTERM came, and the run is saved.
+NAME is a configuration of ``experiments/configs``, which ``--list`` lists, or a path to your own.
+``--show`` explains its values, ``--helpconfig`` all fields. The same command again resumes the run
+where it stopped. Exit codes: 0, finished; 1, it cannot run, and one line says why; 130 or 143,
+SIGINT or SIGTERM came, and the run is saved.
 """
 
 import re
@@ -22,7 +23,7 @@ from nfnets_jax.errors import InputError, WorkerError, nearest
 _DEFAULT = "nfnet_digits"
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, f"A name in experiments/configs, or a file; {_DEFAULT} by default."
+    "config", None, f"A file, or one of {', '.join(configs.FAMILIES)}; {_DEFAULT} by default."
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0, where JAX cannot find the hosts itself."
@@ -32,18 +33,27 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this host, from 0.
 _PROFILE = flags.DEFINE_string(
     "profile_steps", "", "First and last step to profile, as 10-20; the files go to profile/."
 )
+_LIST = flags.DEFINE_bool("list", False, "List the configurations, and end.")
+_SHOW = flags.DEFINE_bool("show", False, "Show the configuration, explained, and end.")
+_HELP_CONFIG = flags.DEFINE_bool("helpconfig", False, "Explain all fields, and end.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run's files; runs/NAME by default.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the configuration on the command line."""
     # Imported once the flags are parsed, so that wrong ones are reported at once.
-    from nfnets_jax.training import hosts, loop
+    from nfnets_jax.training import hosts, loop, schema
     from nfnets_jax.training.profiling import parse_steps
 
     logging.set_verbosity(logging.WARNING)  # Orbax logs thirty lines a checkpoint.
     if argv[1:]:
         sys.exit(f"error: {argv[1]!r} is no flag; see --help")
+    if _LIST.value:
+        print(configs.listing())
+        return
+    if _HELP_CONFIG.value or _SHOW.value:
+        print(schema.explain(None if _HELP_CONFIG.value else _CONFIG.value))
+        return
     config, workdir = _CONFIG.value, Path(_WORKDIR.value or f"runs/{_name()}")
     process.keep_freed_memory()
     process.cache_compiled_programs()

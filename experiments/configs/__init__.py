@@ -29,6 +29,15 @@ def get_config(name: str) -> ConfigDict:
     return FAMILIES[name].get_config(name)
 
 
+def listing() -> str:
+    """Returns the names of all configurations in lines to read, a paragraph a family."""
+    paragraphs = []
+    for family in _FAMILIES:
+        about = (family.__doc__ or "").splitlines()[0]
+        paragraphs.append("\n".join([about, *(f"    {name}" for name in family.VARIANTS)]))
+    return "\n".join(paragraphs)
+
+
 def find(name: str) -> str:
     """Returns where a configuration is, as ``FILE`` or, with an argument for it, ``FILE:ARGUMENT``.
 

@@ -22,6 +22,7 @@ from nfnets_jax.models import layers
 from nfnets_jax.models.batch_norm import BatchNorm, Conv2D
 from nfnets_jax.models.nfnet import SqueezeExcite
 from nfnets_jax.models.prepare import LayerStack
+from nfnets_jax.ranges import PROBABILITY, Range, out_of_range
 
 _REMAT = ("none", "block")
 
@@ -53,6 +54,17 @@ _HEAD_CHANNELS = 1280
 _DIVISOR = 8
 
 
+_RANGES = {
+    "width_factor": Range(0, 1024, above=True),
+    "depth_factor": Range(0, 1024, above=True),
+    "train_size": Range(1, 2**20, whole=True),
+    "test_size": Range(1, 2**20, whole=True),
+    "dropout_rate": PROBABILITY,
+    "stochastic_depth_rate": PROBABILITY,
+    "se_ratio": Range(0, 1024, above=True),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class EfficientNetConfig:
     """The options of an EfficientNet.
@@ -73,7 +85,7 @@ class EfficientNetConfig:
         keeps all residuals.
 
     Raises:
-      InputError: no such ``remat``.
+      InputError: no such ``remat``, or numbers out of their ranges.
     """
 
     width_factor: float
@@ -88,6 +100,8 @@ class EfficientNetConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
+        if problems := out_of_range(self, _RANGES):
+            raise InputError("; ".join(problems))
         if self.remat not in _REMAT:
             raise InputError(f"no remat {self.remat!r}; there are {', '.join(_REMAT)}")
 

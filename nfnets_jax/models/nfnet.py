@@ -23,6 +23,7 @@ from nfnets_jax.models import layers
 from nfnets_jax.models.initialization import Normal
 from nfnets_jax.models.prepare import LayerStack, stack_name
 from nfnets_jax.models.stage import REMAT, Stage
+from nfnets_jax.ranges import PROBABILITY, SHARE, Range, out_of_range
 
 
 class WSConv2D(hk.Module):
@@ -184,6 +185,28 @@ class NFBlock(hk.Module):
         return self._conv2(self._activation(x))
 
 
+_COUNT = Range(1, 2**20, whole=True)
+# Of the fields of ``NFNetConfig``.
+_RANGES = {
+    "width": _COUNT,
+    "depth": Range(1, 10**4, whole=True),
+    "strides": Range(1, 64, whole=True),
+    "train_size": _COUNT,
+    "test_size": _COUNT,
+    "dropout_rate": PROBABILITY,
+    "stochastic_depth_rate": SHARE,
+    "expansion": Range(0, 1024, above=True),
+    "first_expansion": Range(0, 1024, above=True),
+    "group_size": _COUNT,
+    "se_ratio": Range(0, 1024),
+    "final_expansion": Range(0, 1024),
+    "classifier_std": Range(0, 10**6),
+    "alpha": Range(0, 10**6),
+    "stem_kernel": Range(1, 64, whole=True),
+    "looped_blocks": Range(0, 10**9, whole=True),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class NFNetConfig:
     """The options of a normalizer-free network. Fields of a stage have one entry a stage.
@@ -227,7 +250,8 @@ class NFNetConfig:
         block. docs/speed.md has the memory of each.
 
     Raises:
-      InputError: no such ``remat`` or ``activation``, or other numbers of stages.
+      InputError: no such ``remat`` or ``activation``, numbers out of their ranges, or of stages
+        that differ.
     """
 
     width: tuple[int, ...]
@@ -260,6 +284,8 @@ class NFNetConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
+        if problems := out_of_range(self, _RANGES):
+            raise InputError("; ".join(problems))
         if self.remat not in REMAT:
             raise InputError(f"no remat {self.remat!r}; there are {', '.join(REMAT)}")
         if self.activation not in layers.ACTIVATION_GAINS:

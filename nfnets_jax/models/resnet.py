@@ -24,9 +24,24 @@ from nfnets_jax.models import layers
 from nfnets_jax.models.batch_norm import BatchNorm, Conv2D
 from nfnets_jax.models.nfnet import SqueezeExcite
 from nfnets_jax.models.prepare import LayerStack
+from nfnets_jax.ranges import PROBABILITY, SHARE, Range, out_of_range
 
 _REMAT = ("none", "block")
 _NORMALIZATIONS = ("batch", "skipinit", "fixup", "none")
+
+
+_COUNT = Range(1, 2**20, whole=True)
+_RANGES = {
+    "depth": Range(1, 10**4, whole=True),
+    "width": _COUNT,
+    "groups": _COUNT,
+    "group_width": _COUNT,
+    "se_ratio": Range(0, 1024),
+    "train_size": _COUNT,
+    "test_size": _COUNT,
+    "dropout_rate": PROBABILITY,
+    "stochastic_depth_rate": SHARE,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +70,7 @@ class ResNetConfig:
         keeps all residuals.
 
     Raises:
-      InputError: no such ``remat`` or ``normalization``.
+      InputError: no such ``remat`` or ``normalization``, or numbers out of their ranges.
     """
 
     depth: tuple[int, ...]
@@ -74,6 +89,8 @@ class ResNetConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
+        if problems := out_of_range(self, _RANGES):
+            raise InputError("; ".join(problems))
         if self.remat not in _REMAT:
             raise InputError(f"no remat {self.remat!r}; there are {', '.join(_REMAT)}")
         if self.normalization not in _NORMALIZATIONS:

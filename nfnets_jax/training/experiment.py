@@ -21,7 +21,8 @@ from nfnets_jax.devices import DeviceBatch, fetch, replicate, transfer
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.counting import Summary, summarize
-from nfnets_jax.models.registry import Model, create_model
+from nfnets_jax.models.registry import PRECISIONS, Model, create_model
+from nfnets_jax.training import schema
 from nfnets_jax.training.finetuning import (
     Pretrained,
     layer_depths,
@@ -32,8 +33,6 @@ from nfnets_jax.training.recipe import create_optimizer
 from nfnets_jax.training.sam import SAM
 from nfnets_jax.training.step import TrainState, create_state
 from nfnets_jax.training.telemetry import ClippingStats
-
-_ON_DIVERGENCE = ("stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +147,6 @@ def build_experiment(
     _check_fields(config)
     devices = devices or _select_devices(config)
     _check_batch(config, len(devices))
-    _create_model(config, num_classes=1)  # So that a wrong name fails before the data are opened.
     dataset = dataset or _open_dataset(config)
     model = _create_model(config, len(dataset.class_names)).with_policy(policy or Policy())
     depths = layer_depths(model, dataset.channels)
@@ -171,13 +169,15 @@ def build_experiment(
 
 
 def _check_fields(config: ml_collections.ConfigDict) -> None:
-    for field in ("batch_size", "num_steps", "log_every", "keep_checkpoints"):
-        if config[field] < 1:
-            raise InputError(f"{field} is {config[field]}; it takes a number from 1 on")
-    if config.on_divergence not in _ON_DIVERGENCE:
-        raise InputError(
-            f"on_divergence is {config.on_divergence!r}; it takes {' or '.join(_ON_DIVERGENCE)}"
-        )
+    """Checks all that can be checked without data and devices; one line names all that is wrong."""
+    problems = schema.problems(config)
+    try:
+        if config.precision in PRECISIONS:
+            _create_model(config, num_classes=1)
+    except InputError as error:
+        problems.append(f"model: {error}")
+    if problems:
+        raise InputError("; ".join(problems))
 
 
 def _select_devices(config: ml_collections.ConfigDict) -> list[jax.Device]:

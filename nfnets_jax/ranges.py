@@ -1,0 +1,62 @@
+"""The numbers that a setting takes."""
+
+import dataclasses
+import math
+import numbers
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """An interval of numbers; infinite ones and NaN are in none.
+
+    Attributes:
+      low, high: its ends.
+      whole: whether it holds whole numbers alone.
+      above: whether ``low`` itself is left out.
+      below: whether ``high`` itself is left out.
+    """
+
+    low: float
+    high: float = math.inf
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        """Returns whether a value is a number of the interval."""
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return False
+        number = float(value)
+        if not math.isfinite(number) or (self.whole and number != int(number)):
+            return False
+        fits_low = number > self.low if self.above else number >= self.low
+        return fits_low and (number < self.high if self.below else number <= self.high)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+        if math.isinf(self.high):
+            return f"{kind} {low}" if self.above else f"{kind} {low} on"
+        high = f"{self.high:,}" if self.whole else f"{self.high:g}"
+        return f"{kind} {low} to {f'below {high}' if self.below else high}"
+
+
+SHARE = Range(0, 1)
+PROBABILITY = Range(0, 1, below=True)
+
+
+def out_of_range(settings: Any, ranges: dict[str, Range]) -> list[str]:
+    """Returns a phrase for each setting that is not in its range.
+
+    Args:
+      settings: an object with attributes. A tuple has several numbers.
+      ranges: by name of the attribute.
+    """
+    found = []
+    for name, allowed in ranges.items():
+        value = getattr(settings, name)
+        several = value if isinstance(value, tuple) else (value,)
+        if value is not None and not all(number in allowed for number in several):
+            found.append(f"{name} is {value}; it takes {allowed}")
+    return found

@@ -1,0 +1,288 @@
+"""The fields of a configuration: meaning, type, default and the values that each takes."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nfnets_jax.errors import InputError
+from nfnets_jax.ranges import PROBABILITY, SHARE, Range
+
+
+class _Required:
+    """The default of a field that every recipe gives."""
+
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED: Any = _Required()
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of a configuration.
+
+    Attributes:
+      meaning: what it does, with its unit.
+      takes: a ``Range`` of numbers, a tuple of words, or a type.
+      default: ``REQUIRED`` if there is none.
+    """
+
+    meaning: str
+    takes: Range | tuple[str, ...] | type
+    default: Any = REQUIRED
+
+    @property
+    def allowed(self) -> str:
+        """What it takes, in words."""
+        if isinstance(self.takes, tuple):
+            return " or ".join(self.takes)
+        if isinstance(self.takes, Range):
+            return str(self.takes)
+        return _TYPES[self.takes]
+
+    def problem(self, value: Any) -> str:
+        """Returns what is wrong with a value, empty if nothing is."""
+        if isinstance(self.takes, type):
+            of_type = (tuple, list) if self.takes is tuple else self.takes
+            fits = isinstance(value, of_type)
+        else:
+            fits = value in self.takes
+        return "" if fits else f"is {value!r}; it takes {self.allowed}"
+
+
+_TYPES = {str: "text", bool: "True or False", tuple: "names"}
+
+# More than any machine has, so that a slip of the finger is found before it takes all memory.
+_IMAGE = Range(1, 8192, whole=True)
+_PIXELS = Range(0, 8192, whole=True)
+_STEPS = Range(1, 10**8, whole=True)
+_EVERY = Range(0, 10**8, whole=True)
+_COUNT = Range(0, 10**4, whole=True)
+_POSITIVE = Range(0, 10**6, above=True)
+
+Fields = Mapping[str, "Field | Fields"]
+
+FIELDS: Fields = {
+    "imports": Field(
+        "modules to import before anything is built, such as one that registers a network; on the "
+        "command line --config.imports=MODULE, repeated for several",
+        tuple,
+        (),
+    ),
+    "model": Field(
+        "name: the network, one of nfnets_jax.list_models(); and settings that replace its own, "
+        "arguments of nfnets_jax.create_model, such as dropout_rate, stochastic_depth_rate, remat "
+        "(block or full save memory, none saves time), sync_axis (devices normalizes batches over "
+        "all devices)",
+        ConfigDict,
+    ),
+    "init": {
+        "weights": Field("initial parameters: a file, run or URL, or published", str, ""),
+        "new_classifier": Field(
+            "replace the classifier even where the number of classes agrees", bool, False
+        ),
+    },
+    "data": {
+        "name": Field("digits, tfds:NAME, folder or synthetic", str),
+        "dir": Field("of tfds:NAME its data directory; of folder one folder a class", str, ""),
+        "test_dir": Field("of folder: the same for the test images", str, ""),
+        "holdout": Field(
+            "training images to test on in place of the test images",
+            Range(0, 10**8, whole=True),
+            0,
+        ),
+        "image_size": Field("side of the training images, pixels", _IMAGE),
+        "test_image_size": Field("side of the test images, pixels", _IMAGE),
+        "test_margin": Field(
+            "pixels to crop from a resized test image, both sides together", _PIXELS, 0
+        ),
+        "test_crop": Field(
+            "resize, then crop the center; padded: crop, then resize",
+            ("resize", "padded"),
+            "resize",
+        ),
+        "crop": Field(
+            "inception, for photographs; pad, for images that are already cut", ("inception", "pad")
+        ),
+        "padding": Field("of crop pad: largest shift, pixels", _PIXELS, 0),
+        "reflect": Field("of crop pad: fill the edges with reflections, not black", bool, False),
+        "flip": Field("mirror half of the training images, left to right", bool, False),
+        "num_workers": Field(
+            "processes that read images; 0: threads read them", Range(0, 1024, whole=True), 0
+        ),
+        "max_unreadable": Field("share of a split's images that may be unreadable", SHARE, 0.001),
+    },
+    "augment": {
+        "name": Field(
+            "standard, or an augmentation that one of imports registers", str, "standard"
+        ),
+        "randaugment_layers": Field(
+            "operations of RandAugment on each image", Range(0, 100, whole=True), 0
+        ),
+        "randaugment_magnitude": Field("strength of the operations", Range(0, 100, whole=True), 0),
+        "mixup_alpha": Field(
+            "parameter of MixUp's beta distribution; 0: no MixUp", Range(0, 1000), 0.0
+        ),
+        "cutmix": Field("with MixUp, pairs of images take turns", bool, False),
+    },
+    "batch_size": Field("images a step, over all devices and hosts", Range(1, 2**20, whole=True)),
+    "num_steps": Field("steps of the run", _STEPS),
+    "seed": Field(
+        "of initial parameters, order of images and augmentation",
+        Range(0, 2**32 - 1, whole=True),
+        0,
+    ),
+    "precision": Field(
+        "of the computation; tensorfloat32: float32, less precise products on accelerators",
+        ("float32", "bfloat16", "tensorfloat32"),
+    ),
+    "label_smoothing": Field("share of the label spread over all classes", PROBABILITY),
+    "ema_decay": Field("of the parameters' moving average, a step; 0: no average", PROBABILITY),
+    "optimizer": {
+        "name": Field("sgd, rmsprop, or an optimizer that one of imports registers", str),
+        "schedule": Field(
+            "after the warm-up: cosine, linear or exponential", ("cosine", "linear", "exponential")
+        ),
+        "decay_rate": Field(
+            "of schedule exponential: factor of each decay", Range(0, 1, above=True), 0.97
+        ),
+        "decay_fraction": Field(
+            "of schedule exponential: interval of the decays, share of num_steps",
+            Range(0, 1, above=True),
+            0.01,
+        ),
+        "base_learning_rate": Field("peak at batch 256; scales linearly with the batch", _POSITIVE),
+        "warmup_fraction": Field(
+            "share of num_steps in which the rate rises linearly from 0", PROBABILITY
+        ),
+        "momentum": Field("decay of the accumulated gradient, a step", PROBABILITY),
+        "nesterov": Field("whether the step looks ahead by one more momentum", bool),
+        "weight_decay": Field("of kernels alone, times the learning rate", Range(0, 10)),
+        "clipping": Field(
+            "of AGC: largest ratio of gradient to weight norm; 0: no AGC", Range(0, 10**6)
+        ),
+        "clipping_eps": Field("of AGC: smallest weight norm that counts", Range(0, 10**6), 1e-3),
+        "layer_decay": Field(
+            "factor of the rate from a layer to the one below; 0: classifier alone", SHARE, 1.0
+        ),
+        "sam_rho": Field("radius of sharpness-aware minimization; 0: none", Range(0, 10**6), 0.0),
+        "sam_fraction": Field(
+            "share of the batch whose gradient is the ascent direction of SAM",
+            Range(0, 1, above=True),
+            1.0,
+        ),
+    },
+    "num_devices": Field("of each host; 0: all", _COUNT, 0),
+    "micro_batch_size": Field(
+        "images a device processes at a time; 0: as many as its memory takes",
+        Range(0, 2**20, whole=True),
+        0,
+    ),
+    "on_divergence": Field(
+        "skip: resume from the last checkpoint without those images", ("stop", "skip"), "stop"
+    ),
+    "log_every": Field("steps between lines of the log", _STEPS, 100),
+    "look_every": Field(
+        "steps between records of what AGC clips in each layer; 0: none", _EVERY, 100
+    ),
+    "log_images": Field("images of the first batch to write to TensorBoard; 0: none", _COUNT, 0),
+    "histogram_every": Field("steps between histograms of the parameters; 0: none", _EVERY, 0),
+    "eval_every": Field("steps between tests; 0: one at the end", _EVERY, 0),
+    "checkpoint_every": Field(
+        "most steps that a killed run loses; 0: one checkpoint, at the end", _EVERY, 0
+    ),
+    "keep_checkpoints": Field(
+        "newest checkpoints to keep, beside the best", Range(1, 10**4, whole=True), 3
+    ),
+}
+
+
+def walk(fields: Fields = FIELDS, group: str = "") -> Iterator[tuple[str, Field]]:
+    """Yields each field with its name, ``group.field``, in order."""
+    for name, field in fields.items():
+        if isinstance(field, Field):
+            yield group + name, field
+        else:
+            yield from walk(field, f"{group}{name}.")
+
+
+def problems(config: ConfigDict) -> list[str]:
+    """Returns a phrase for each field that is missing or has a value that it does not take.
+
+    Args:
+      config: a configuration; fields of which nothing is known here are left alone.
+    """
+    found = []
+    for name, field in walk():
+        value: Any = config
+        for part in name.split("."):
+            value = value.get(part, REQUIRED)
+            if value is REQUIRED:
+                found.append(f"{name} is missing")
+                break
+        else:
+            if problem := field.problem(value):
+                found.append(f"{name} {problem}")
+    return found
+
+
+def complete(fields: Fields, recipe: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Returns a recipe's values and the defaults of the fields that it does not give.
+
+    Args:
+      fields: ``FIELDS``, or a group of them.
+      recipe: values by field, groups of fields as nested mappings.
+      group: name of the group, with a dot.
+
+    Raises:
+      InputError: the recipe lacks a field without a default, or has one that does not exist.
+    """
+    for name in recipe:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4) or list(fields)
+            raise InputError(f"no field {group + name!r}; nearest: {', '.join(near)}")
+    completed = {}
+    for name, field in fields.items():
+        if isinstance(field, Field):
+            completed[name] = recipe.get(name, field.default)
+            if completed[name] is REQUIRED:
+                raise InputError(f"the recipe lacks the field {group + name!r}")
+        else:
+            completed[name] = complete(field, recipe.get(name, {}), f"{group}{name}.")
+    return completed
+
+
+def explain(config: ConfigDict | None = None) -> str:
+    """Returns all fields in lines to read.
+
+    Args:
+      config: a configuration whose values are shown; None shows the defaults.
+    """
+    lines = []
+    for name, field in walk():
+        value: Any = field.default
+        if config is not None:
+            value = config
+            for part in name.split("."):
+                value = value[part]
+        if isinstance(value, ConfigDict):
+            value = ", ".join(f"{key}={entry}" for key, entry in value.items())
+        takes = "" if field.takes is ConfigDict else f" ({field.allowed})"
+        changed = config is not None and field.default is not REQUIRED and value != field.default
+        default = f" [default {field.default}]" if changed else ""
+        lines.append(f"{name} = {value}{default}\n    {field.meaning}{takes}")
+    return "\n".join(lines)
+
+
+def as_markdown() -> str:
+    """Returns the table of all fields for the documentation."""
+    lines = ["| field | default | takes | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in walk():
+        takes = "a name and settings" if field.takes is ConfigDict else field.allowed
+        default = "" if field.default is REQUIRED else f"`{field.default!r}`"
+        lines.append(f"| `{name}` | {default} | {takes} | {field.meaning} |")
+    return "\n".join(lines)
