@@ -56,7 +56,7 @@ def out_of_range(settings: Any, ranges: dict[str, Range]) -> list[str]:
     found = []
     for name, allowed in ranges.items():
         value = getattr(settings, name)
-        several = value if isinstance(value, tuple) else (value,)
+        several = value if isinstance(value, tuple | list) else (value,)
         if value is not None and not all(number in allowed for number in several):
             found.append(f"{name} is {value}; it takes {allowed}")
     return found

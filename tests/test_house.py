@@ -18,7 +18,7 @@ LAYERS: tuple[set[str], ...] = (
     {"nfnets_jax.training", "nfnets_jax.serving"},
     {"nfnets_jax.weights", "nfnets_jax.models", "nfnets_jax.data"},
     {"nfnets_jax.kernels", "nfnets_jax.optax_agc"},
-    {"nfnets_jax.atomic", "nfnets_jax.devices", "nfnets_jax.errors"},
+    {"nfnets_jax.atomic", "nfnets_jax.devices", "nfnets_jax.errors", "nfnets_jax.ranges"},
 )
 APART = {"nfnets_jax.training", "nfnets_jax.serving", "nfnets_jax.kernels", "nfnets_jax.optax_agc"}
 ALONE = {"nfnets_jax.optax_agc"}  # Imports nothing of the project.

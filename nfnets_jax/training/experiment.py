@@ -175,7 +175,7 @@ def _check_fields(config: ml_collections.ConfigDict) -> None:
         if config.precision in PRECISIONS:
             _create_model(config, num_classes=1)
     except InputError as error:
-        problems.append(f"model: {error}")
+        problems.append(str(error))
     if problems:
         raise InputError("; ".join(problems))
 

@@ -100,7 +100,7 @@ def test_an_unusable_start_is_refused_before_anything_is_written(tmp_path: Path)
             loop.train(configuration(**init), tmp_path / "run")
     config = configuration()
     config.optimizer.layer_decay = 1.5
-    with pytest.raises(InputError, match="layer_decay is 1.5; it takes 0 to 1"):
+    with pytest.raises(InputError, match="layer_decay is 1.5; it takes a number from 0 to 1"):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -67,7 +67,7 @@ def test_ends_of_ranges_and_other_types(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", ["dropout_rate", "stochastic_depth_rate"])
 @pytest.mark.parametrize("value", [-1.0, 2.0, math.inf, math.nan])
 def test_senseless_settings_of_the_network_are_refused(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=f"model: {name} is {value}; it takes a number from 0"):
+    with pytest.raises(InputError, match=f"{name} is {value}; it takes a number from 0"):
         build_experiment(changed(f"model.{name}", value))
 
 
