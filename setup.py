@@ -19,6 +19,7 @@ TRAINING = [
     "ml-collections>=1.0",
     "opencv-python-headless>=4.11",
     "orbax-checkpoint>=0.11.20",
+    "pillow>=11.3",
     "rich>=13.7",
     "safetensors>=0.4.3",
     "scikit-learn>=1.4",

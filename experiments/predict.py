@@ -21,12 +21,14 @@ import rich.console
 import rich.progress
 
 from experiments import opening, process
-from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.decoding import Picture, Reading
 from nfnets_jax.data.sources import IMAGE_SUFFIXES
 from nfnets_jax.errors import InputError, UnreadableImageError
 from nfnets_jax.serving.classifier import Classifier
 
 _TOP = 5
+# Phones note how they were held.
+_READING = Reading(upright=True)
 
 
 class Prediction(NamedTuple):
@@ -137,7 +139,7 @@ def classify(
         pictures: list[Picture | None] = []
         for index, image in enumerate(part):
             try:
-                picture = Picture(image.image, image.name)
+                picture = Picture(image.image, image.name, _READING)
                 images[index] = classifier.view(picture)
             except UnreadableImageError as error:
                 print(f"error: {error}", file=sys.stderr)

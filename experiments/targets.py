@@ -183,7 +183,8 @@ def _open_tpus(name: str, kind: str, chips: str) -> Target:
         raise InputError(
             f"to compile for {name}, install '.[tpu]' in an environment of its own (2 GB)"
         )
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    # No device is touched, so several processes may compile at a time.
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     jax.config.update("jax_platforms", "cpu")
     topology = _topology(name, platform="tpu", topology_name=f"{kind}:{chips}")
     per_chip = len(topology.devices) // len({tuple(d.coords) for d in topology.devices})

@@ -5,12 +5,18 @@ quarter of the bytes. libjpeg-turbo decodes JPEG, through simplejpeg, a quarter 
 which decodes all other formats.
 """
 
+import contextlib
+import dataclasses
+import io
 import math
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import simplejpeg
 
 from nfnets_jax.errors import UnreadableImageError
@@ -23,51 +29,74 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How image files are read.
+
+    Attributes:
+      max_pixels: an image with more is not read. Its size is known from its header, before memory
+        is taken: 57 bytes may say that they are four gigabytes.
+      upright: whether to turn an image as the camera noted in its EXIF data. The usual ImageNet
+        pipelines do not.
+    """
+
+    max_pixels: int = 10**8
+    upright: bool = False
+
+
+_READING = Reading()
+
+
 class Picture:
     """An image whose size is known at once, and whose JPEG pixels are decoded on demand.
 
-    Any file becomes RGB: CMYK, gray, palettes, transparency, 16 bits per channel. The orientation
-    that a camera noted is ignored, as in the usual ImageNet pipelines.
+    Any file becomes RGB: CMYK, gray, palettes, transparency, 16 bits per channel; of an animation,
+    its first image.
 
     Attributes:
       height: in pixels.
       width: in pixels.
     """
 
-    def __init__(self, image: Path | bytes | np.ndarray, name: str):
+    def __init__(self, image: Path | bytes | np.ndarray, name: str, reading: Reading = _READING):
         """Reads the image, of a JPEG the header alone.
 
         Args:
           image: a file, its content, or pixels ``[H, W, C]`` uint8.
           name: identifies the image in messages.
+          reading: limits and orientation of files.
 
         Raises:
-          UnreadableImageError: the file is missing, damaged or not an image. ``pixels`` raises it
-            too.
+          UnreadableImageError: the file is missing, damaged, too large or not an image. ``pixels``
+            raises it too.
         """
         self._name = name
         self._jpeg: bytes | None = None
+        self._orientation = 1
+        if isinstance(image, np.ndarray):
+            self._pixels = image
+            self.height, self.width = image.shape[:2]
+            return
         if isinstance(image, Path):
             try:
                 image = image.read_bytes()
             except OSError as error:
                 raise UnreadableImageError(f"{name}: {error.strerror}") from error
-        if isinstance(image, np.ndarray):
-            self._pixels = image
-        elif simplejpeg.is_jpeg(image):
+        if simplejpeg.is_jpeg(image):
             self._jpeg = image
-            try:
-                self.height, self.width, *_ = simplejpeg.decode_jpeg_header(image)
-            except ValueError as error:
-                raise UnreadableImageError(f"{self._name}: {error}") from error
-            return
-        else:
-            encoded = np.frombuffer(image, np.uint8)
-            decoded = cv2.imdecode(encoded, _FLAGS) if encoded.size else None
-            if decoded is None:
-                raise UnreadableImageError(f"{self._name}: not an image that OpenCV can decode")
-            self._pixels = decoded
-        self.height, self.width = self._pixels.shape[:2]
+        self.height, self.width = self._size(image)
+        if self.height * self.width > reading.max_pixels:
+            raise UnreadableImageError(
+                f"{name}: {self.width} x {self.height} pixels are more than the "
+                f"{reading.max_pixels:,} of max_pixels"
+            )
+        if reading.upright:
+            self._orientation = _noted_orientation(image)
+        if self._jpeg is None:
+            self._pixels = self._upright(self._decoded(image))
+            self.height, self.width = self._pixels.shape[:2]
+        elif self._orientation in _SIDEWAYS:
+            self.height, self.width = self.width, self.height
 
     def pixels(self, shrink: float = 1.0) -> np.ndarray:
         """Decodes the pixels.
@@ -84,20 +113,82 @@ class Picture:
         """
         if self._jpeg is None:
             return self._pixels
+        height, width = self.height, self.width
+        if self._orientation in _SIDEWAYS:
+            height, width = width, height
         scaled: dict[str, Any] = {}
         if shrink >= 2:
-            scaled["min_height"] = math.ceil(self.height / shrink)
-            scaled["min_width"] = math.ceil(self.width / shrink)
+            scaled["min_height"] = math.ceil(height / shrink)
+            scaled["min_width"] = math.ceil(width / shrink)
             scaled["min_factor"] = 2
-        try:
+        with self._named_errors():
             try:
-                return simplejpeg.decode_jpeg(self._jpeg, **scaled)
+                return self._upright(simplejpeg.decode_jpeg(self._jpeg, **scaled))
             except ValueError as error:
                 if "extraneous bytes" not in str(error):  # Harmless to the image.
                     raise
-            return simplejpeg.decode_jpeg(self._jpeg, strict=False, **scaled)
-        except ValueError as error:
-            raise UnreadableImageError(f"{self._name}: {error}") from error
+            return self._upright(simplejpeg.decode_jpeg(self._jpeg, strict=False, **scaled))
+
+    def _size(self, encoded: bytes) -> tuple[int, int]:
+        """Returns height and width, from the header."""
+        with self._named_errors():
+            if self._jpeg is not None:
+                height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+            else:
+                width, height = _open(encoded).size
+            return height, width
+
+    def _decoded(self, encoded: bytes) -> np.ndarray:
+        with self._named_errors():
+            decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS)
+            if decoded is None:
+                raise ValueError("not an image that OpenCV can decode")
+            return decoded
+
+    def _upright(self, image: np.ndarray) -> np.ndarray:
+        """Turns and mirrors an image as EXIF's orientation, 1 to 8, says."""
+        if self._orientation in _SIDEWAYS:
+            image = image.swapaxes(0, 1)
+        if self._orientation in (3, 4, 7, 8):
+            image = image[::-1]
+        if self._orientation in (2, 3, 6, 7):
+            image = image[:, ::-1]
+        return image if self._orientation == 1 else np.ascontiguousarray(image)
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Makes whatever a decoder raises the error of this image."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UnreadableImageError(f"{self._name}: {reason}") from error
+
+
+# Orientations of EXIF in which rows are columns.
+_SIDEWAYS = (5, 6, 7, 8)
+_ORIENTATION = 0x0112  # Its tag.
+
+
+def _open(encoded: bytes) -> PIL.Image.Image:
+    """Reads the header of a file."""
+    if not encoded:
+        raise ValueError("the file is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of sizes, which Picture checks.
+        try:
+            return PIL.Image.open(io.BytesIO(encoded))
+        except PIL.UnidentifiedImageError as error:
+            raise ValueError("not an image that OpenCV can decode") from error
+
+
+def _noted_orientation(encoded: bytes) -> int:
+    """Returns EXIF's orientation; 1, upright, if there is none that can be read."""
+    try:
+        orientation = _open(encoded).getexif().get(_ORIENTATION, 1)
+    except Exception:  # What is no image is found when it is decoded.
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

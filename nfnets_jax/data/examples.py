@@ -8,7 +8,7 @@ import numpy as np
 
 from nfnets_jax.data.augmentation import TrainTransform
 from nfnets_jax.data.batch_context import BatchContext, Stream
-from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.decoding import Picture, Reading
 from nfnets_jax.data.sources import ArraySource, Record, Source, fetch
 from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.errors import InputError, UnreadableImageError
@@ -87,11 +87,13 @@ class TrainExamples:
       source: the records to train on.
       transform: decodes and augments the images.
       seed: seed of the order and of the augmentation.
+      reading: how files are read.
     """
 
     source: Source
     transform: TrainTransform
     seed: int
+    reading: Reading = Reading()  # noqa: RUF009, it is frozen
 
     @property
     def group_size(self) -> int:
@@ -150,7 +152,7 @@ class TrainExamples:
         """
         for step in range(1, _MAX_SKIPPED + 1):
             try:
-                picture = Picture(record["image"], record["name"])
+                picture = Picture(record["image"], record["name"], self.reading)
                 return self.transform.decode(picture, rng), record["label"]
             except UnreadableImageError as error:
                 unreadable.append(str(error))
@@ -168,11 +170,13 @@ class EvalExamples:
       source: the records to evaluate on.
       crop: crops the pictures.
       channels: of the images.
+      reading: how files are read.
     """
 
     source: Source
     crop: CenterCrop
     channels: int
+    reading: Reading = Reading()  # noqa: RUF009, it is frozen
 
     @property
     def group_size(self) -> int:
@@ -191,7 +195,7 @@ class EvalExamples:
         unreadable = []
         for i, record in enumerate(fetch(self.source, self.records(indices).tolist())):
             try:
-                images[i] = self.crop(Picture(record["image"], record["name"]))
+                images[i] = self.crop(Picture(record["image"], record["name"], self.reading))
             except UnreadableImageError as error:
                 unreadable.append(str(error))
             else:

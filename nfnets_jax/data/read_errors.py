@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.decoding import Picture, Reading
 from nfnets_jax.data.sources import Source
 from nfnets_jax.errors import InputError, UnreadableImageError
 
 
-def check_readable(source: Source, samples: int = 16) -> None:
+def check_readable(source: Source, samples: int = 16, reading: Reading | None = None) -> None:
     """Decodes records spread over a source, up to the first that can be decoded.
 
     Args:
       source: the records.
       samples: how many to try.
+      reading: how files are read, if not as usual.
 
     Raises:
       InputError: none of them can be decoded.
@@ -23,7 +24,7 @@ def check_readable(source: Source, samples: int = 16) -> None:
     for index in np.unique(np.linspace(0, len(source) - 1, samples, dtype=int)):
         try:
             record = source[int(index)]
-            Picture(record["image"], record["name"]).pixels()
+            Picture(record["image"], record["name"], reading or Reading()).pixels()
         except UnreadableImageError as error:
             errors.append(str(error))
         else:

@@ -12,6 +12,8 @@ from nfnets_jax.data.decoding import Picture, resize
 from nfnets_jax.errors import InputError
 
 _INCEPTION_ATTEMPTS = 10
+# Of an image's sides, which is resized whole.
+_LARGEST_RATIO = 16
 
 
 def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -83,6 +85,7 @@ def flip(images: np.ndarray, chosen: np.ndarray) -> None:
 
 def center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
     """Resizes the shorter side to ``size + margin`` pixels and crops the central square."""
+    image = _without_excess(image)
     height, width = image.shape[:2]
     scale = (size + margin) / min(height, width)
     image = resize(image, max(size, round(height * scale)), max(size, round(width * scale)))
@@ -90,10 +93,18 @@ def center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
+def _without_excess(image: np.ndarray) -> np.ndarray:
+    """Cuts what no central crop shows off an extreme image, such as one of 1 x 65,500 pixels."""
+    height, width = image.shape[:2]
+    longest = _LARGEST_RATIO * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return image[top : top + longest, left : left + longest]
+
+
 def padded_center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
     """Crops the same part of the image as ``center_crop``, then resizes it."""
     height, width = image.shape[:2]
-    side = round(min(height, width) * size / (size + margin))
+    side = max(1, round(min(height, width) * size / (size + margin)))
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
     return resize(image[top : top + side, left : left + side], size, size)
 

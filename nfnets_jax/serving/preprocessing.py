@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.decoding import Picture, Reading
 from nfnets_jax.data.normalization import normalize
 from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.models.registry import Model, create_model
@@ -53,7 +53,7 @@ def published_view(model: Model, size: int | None = None) -> TestView:
 
 
 def preprocess(image: str | Path | bytes | np.ndarray, name_or_model: str | Model) -> np.ndarray:
-    """Crops, resizes and normalizes an image as a model is tested.
+    """Turns an image upright, crops, resizes and normalizes it as a model is tested.
 
     Args:
       image: the path of a file, its content, or pixels ``[H, W, C]`` uint8.
@@ -73,6 +73,6 @@ def preprocess(image: str | Path | bytes | np.ndarray, name_or_model: str | Mode
     model = create_model(name_or_model) if isinstance(name_or_model, str) else name_or_model
     source = Path(image) if isinstance(image, str) else image
     name = str(source) if isinstance(source, Path) else "the image"
-    pixels = published_view(model)(Picture(source, name))
+    pixels = published_view(model)(Picture(source, name, Reading(upright=True)))
     data = model.data_config
     return normalize(pixels, data.mean, data.std)

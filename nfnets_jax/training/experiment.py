@@ -12,6 +12,7 @@ import optax
 
 from nfnets_jax.data import pipeline
 from nfnets_jax.data.augmentation import find_augmentation
+from nfnets_jax.data.decoding import Reading
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.read_errors import check_readable
 from nfnets_jax.data.reader import Reader
@@ -221,8 +222,12 @@ def _open_dataset(config: ml_collections.ConfigDict) -> Dataset:
     if data.holdout:
         dataset = dataset.hold_out(data.holdout)
     for source in filter(None, (dataset.train, dataset.test)):
-        check_readable(source)
+        check_readable(source, reading=_reading(config))
     return dataset
+
+
+def _reading(config: ml_collections.ConfigDict) -> Reading:
+    return Reading(config.data.max_pixels, config.data.upright)
 
 
 def _create_batches(
@@ -245,15 +250,19 @@ def _create_batches(
         randaugment_layers=augment.randaugment_layers,
         randaugment_magnitude=augment.randaugment_magnitude,
     )
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    common: dict[str, Any] = {
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "reading": _reading(config),
+    }
     train_batches = pipeline.train_batches(
-        dataset.train, augmentation, config.batch_size, config.seed, **processes
+        dataset.train, augmentation, config.batch_size, config.seed, **common
     )
     if not dataset.test:
         return train_batches, None
     crop = CenterCrop(data.test_image_size, data.test_margin, data.test_crop)
     return train_batches, pipeline.eval_batches(
-        dataset.test, crop, dataset.channels, config.batch_size, **processes
+        dataset.test, crop, dataset.channels, config.batch_size, **common
     )
 
 

@@ -114,6 +114,12 @@ FIELDS: Fields = {
         "num_workers": Field(
             "processes that read images; 0: threads read them", Range(0, 1024, whole=True), 0
         ),
+        "max_pixels": Field(
+            "of an image file; larger ones count as unreadable, before memory is taken",
+            Range(1, 10**10, whole=True),
+            10**8,
+        ),
+        "upright": Field("turn photographs as the camera noted in EXIF", bool, False),
         "max_unreadable": Field("share of a split's images that may be unreadable", SHARE, 0.001),
     },
     "augment": {

@@ -1,12 +1,17 @@
 import io
+import subprocess
+import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from nfnets_jax.data.decoding import Picture, resize
+from nfnets_jax.data.decoding import Picture, Reading, resize
+from nfnets_jax.data.transforms import eval_crop, inception_crop
 from nfnets_jax.errors import UnreadableImageError
 
 
@@ -115,3 +120,133 @@ def test_resizing_keeps_channels_and_returns_images_of_the_size_unchanged() -> N
     assert resize(IMAGE[..., :1], 30, 42).shape == (30, 42, 1)
     enlarged = resize(IMAGE, 120, 168)
     assert np.abs(resize(enlarged, 60, 84).astype(int) - IMAGE).mean() < 2
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG of 57 bytes that says how large it is, and holds no pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + kind + content + check
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [36_000, 100_000, 2**31 - 1])
+def test_an_image_that_says_it_is_huge_takes_no_memory(side: int) -> None:
+    tracemalloc.start()
+    with pytest.raises(UnreadableImageError, match=r"^it: .*(pixels are more than|size|image)"):
+        Picture(png_of_size(side, side), "it")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_the_limit_of_pixels_is_a_setting() -> None:
+    assert Picture(whole("PNG"), "it", Reading(max_pixels=60 * 84)).height == 60
+    for content in (whole("PNG"), JPEG):
+        with pytest.raises(UnreadableImageError, match="84 x 60 pixels are more than the 5,039 of"):
+            Picture(content, "it", Reading(max_pixels=60 * 84 - 1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_photographs_are_turned_on_request(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(IMAGE, kind, exif=exif, quality=95)
+    np.testing.assert_allclose(decode(content).astype(int), IMAGE, atol=14)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+    picture = Picture(content, "it", Reading(upright=True))
+    assert (picture.height, picture.width) == expected.shape[:2]
+    np.testing.assert_allclose(picture.pixels().astype(int), expected, atol=4)
+    halved = picture.pixels(shrink=2)
+    assert halved.shape[0] / halved.shape[1] == pytest.approx(
+        picture.height / picture.width, rel=0.05
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 65_500), (65_500, 1), (2, 9_000), (1, 1)])
+def test_images_of_extreme_shapes_are_cropped(shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 77, np.uint8)
+    for crop in ("resize", "padded"):
+        assert np.unique(eval_crop(image, 64, 8, crop)).tolist() == [77]
+    rng = np.random.default_rng(0)
+    assert inception_crop(Picture(image, "it"), 64, rng).shape == (64, 64, 3)
+
+
+SMALL = smooth(20, 28)
+SEEDS = [
+    *(encode(SMALL, kind) for kind in ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "JPEG2000")),
+    encode(SMALL, "JPEG", progressive=True),
+    encode(SMALL, "PNG", "P"),
+    encode(SMALL, "TIFF", "1"),
+    encode(SMALL, "PPM"),
+    encode(SMALL, "AVIF"),
+]
+
+
+def mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """Changes, inserts, removes or repeats some bytes, most often near the header."""
+    data = bytearray(content)
+    for _ in range(rng.integers(1, 5)):
+        place = int(rng.integers(len(data)) * rng.choice([1, 0.1]))
+        length = int(rng.integers(1, 9))
+        kind = rng.integers(4)
+        if kind == 0:
+            data[place : place + length] = rng.bytes(length)
+        elif kind == 1:
+            data[place:place] = rng.bytes(length)
+        elif kind == 2 and len(data) > 16:
+            del data[place : place + length]
+        else:
+            data[place : place + length] = bytes([int(rng.choice([0, 255]))]) * length
+    return bytes(data)
+
+
+def read_mutations(count: int) -> None:
+    """Reads damaged files: each is cropped, or is an unreadable image."""
+    rng = np.random.default_rng(0)
+    outcomes = {"read": 0, "unreadable": 0}
+    for number in range(count):
+        content = mutate(SEEDS[number % len(SEEDS)], rng)
+        try:
+            picture = Picture(content, "it", Reading(max_pixels=10**6, upright=True))
+            assert eval_crop(picture.pixels(), 16).shape == (16, 16, 3)
+        except UnreadableImageError as error:
+            assert str(error).startswith("it: ")
+            assert "\n" not in str(error)
+            outcomes["unreadable"] += 1
+        else:
+            outcomes["read"] += 1
+    assert min(outcomes.values()) > count / 20
+
+
+def run_with_memory_of(gigabytes: float, count: int) -> None:
+    """Reads mutations in a process that has no more memory."""
+    program = (
+        "import resource; from tests.data import test_decoding; "
+        f"resource.setrlimit(resource.RLIMIT_DATA, (int({gigabytes} * 2**30),) * 2); "
+        f"test_decoding.read_mutations({count})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_damaged_files_are_read_or_named() -> None:
+    run_with_memory_of(1.5, 600)
+
+
+@pytest.mark.slow
+def test_thousands_of_damaged_files_are_read_or_named() -> None:
+    run_with_memory_of(1.5, 20_000)
+
+
+def test_the_faults_from_the_field(shared: Path) -> None:
+    folder = shared / "faults" / "images"
+    for file in folder.iterdir():
+        if "65500" in file.name:
+            assert eval_crop(Picture(file, "it").pixels(), 16).shape == (16, 16, 3)
+        else:
+            with pytest.raises(UnreadableImageError, match="^it: "):
+                Picture(file, "it").pixels()

@@ -13,6 +13,7 @@ from nfnets_jax.data.sources import (
     open_dataset,
     open_split,
 )
+from nfnets_jax.data.sources.folder import open_folder
 from nfnets_jax.errors import InputError
 
 
@@ -142,3 +143,26 @@ def test_digits_have_two_splits_and_a_folder_has_one(tmp_path: Path) -> None:
 def test_imagenets_classes_are_in_the_order_of_the_labels() -> None:
     names = imagenet_classes()
     assert (len(names), names[0], names[-1]) == (1000, "n01440764", "n15075141")
+
+
+def test_what_is_no_class_and_no_image_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat", "dog", "Zebra", ".ipynb_checkpoints", "__MACOSX", "empty"):
+        (tmp_path / name).mkdir()
+    image = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+    for name in ("cat", "dog", "Zebra", "__MACOSX"):
+        for file in ("0.png", "1.JFIF", "2.gif"):
+            (tmp_path / name / file).write_bytes(image)
+    (tmp_path / "cat" / "._0.png").write_bytes(bytes([0, 5, 22, 7]))
+    (tmp_path / "cat" / "dir.jpg").mkdir()
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    splits = open_folder(str(tmp_path), str(tmp_path))
+    assert splits.class_names == ("Zebra", "cat", "dog", "empty")
+    names = [splits.train[index]["name"] for index in range(len(splits.train))]
+    assert len(names) == 9
+    assert not any("._" in name or "dir" in name for name in names)
+    said = capsys.readouterr().err
+    assert "no classes, left out: .ipynb_checkpoints, __MACOSX" in said
+    assert "left out: 1 hidden files, 1 folders named like images" in said
+    assert "1 classes without images: empty" in said
