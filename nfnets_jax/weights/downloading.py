@@ -54,6 +54,8 @@ def download(
     log = log or (lambda line: print(line, file=sys.stderr, flush=True))
     name = re.sub(r"[^\w.-]", "_", urllib.parse.urlsplit(url).path.rpartition("/")[2]) or "file"
     path = cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
+    if path.is_dir():
+        raise InputError(f"{path} is a folder where the file of {url} should be: remove it")
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,11 +81,13 @@ def download(
 def _fetch(url: str, partial: Path, log: Callable[[str], None]) -> None:
     """Fetches the rest of the file and appends it to ``partial``."""
     version = _version(partial)
-    done = partial.stat().st_size if version.exists() else 0
+    begun = version.read_text(encoding="utf-8") if version.exists() else ""
+    known, _, whole_size = begun.partition("\n")
+    done = partial.stat().st_size if known else 0
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
     if done:
         request.add_header("Range", f"bytes={done}-")
-        request.add_header("If-Range", version.read_text(encoding="utf-8"))
+        request.add_header("If-Range", known)
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -95,8 +99,13 @@ def _fetch(url: str, partial: Path, log: Callable[[str], None]) -> None:
         start, size = _extent(response, done)
         # Only a mark of the version says whether a rest belongs to it.
         mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        # A server may send a rest whatever If-Range says.
+        if start and (mark, str(size)) != (known, whole_size):
+            log(f"{url}: the file may have changed on the server; it is fetched from the start")
+            version.unlink()
+            return _fetch(url, partial, log)
         if mark and not mark.startswith("W/"):
-            version.write_text(mark, encoding="utf-8")
+            version.write_text(f"{mark}\n{size}", encoding="utf-8")
         else:
             version.unlink(missing_ok=True)
         with partial.open("r+b") as file:
@@ -143,7 +152,7 @@ def _check(path: Path, sha256: str | None, url: str) -> None:
 
 
 def _version(partial: Path) -> Path:
-    """Returns the file that holds the server's mark of the version of a partial file."""
+    """Returns the file that holds the server's mark of a partial file's version, and its size."""
     return partial.with_name(f"{partial.name}.version")
 
 

@@ -43,6 +43,9 @@ def read_published(path: Path) -> Tree:
             tree = unpickle(content, str(path), constructors)  # type: ignore[arg-type]
     if not isinstance(tree, dict) or not tree:
         raise InputError(f"{path} does not hold parameters by module and name")
+    mappings = [parameters for parameters in tree.values() if isinstance(parameters, dict)]
+    if len({id(parameters) for parameters in mappings}) < len(mappings):
+        raise InputError(f"{path}: modules share their parameters, which takes memory without end")
     return {module: _parameters(path, module, parameters) for module, parameters in tree.items()}
 
 

@@ -27,6 +27,8 @@ _DTYPES: Mapping[str, np.dtype] = MappingProxyType(
         "torch.LongStorage": np.dtype("<i8"),
     }
 )
+# Tensors may share storages, as tied layers do; converted, each takes memory of its own.
+_MOST_SHARING = 4
 # Files from before PyTorch 1.6, which are not zip archives, start with this.
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -52,6 +54,12 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     for name, array in content.items():
         if not isinstance(array, np.ndarray):
             raise InputError(f"{path}: {name[:100]!r} is not a tensor")
+    size, most = sum(array.nbytes for array in content.values()), _MOST_SHARING
+    if size > most * path.stat().st_size:
+        raise InputError(
+            f"{path}: its tensors share their numbers, and would take {size / 1e6:,.0f} MB, more "
+            f"than {most} times the file"
+        )
     return dict(content)
 
 

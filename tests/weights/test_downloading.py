@@ -24,7 +24,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         tag = f'"{hashlib.md5(content).hexdigest()}"'
         if self.path != "/F0.npz":
             return self.send_error(404)
-        if ranges and self.headers["If-Range"] == tag and self.server.resumable:
+        asked = self.headers["If-Range"]
+        if ranges and self.server.resumable and (asked == tag or not self.server.has_tag):
             start = int(re.fullmatch(r"bytes=(\d+)-", ranges)[1])  # type: ignore[index]
             if start >= len(content):
                 return self.send_error(416)
@@ -32,7 +33,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
             self.send_response(200)
-        self.send_header("ETag", tag)
+        if self.server.has_tag:
+            self.send_header("ETag", tag)
+        elif self.server.modified:
+            self.send_header("Last-Modified", self.server.modified)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         self.wfile.write(content[start:][: self.server.limit])
@@ -47,6 +51,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.limit, self.resumable = CONTENT, len(CONTENT), True
+        self.has_tag, self.modified = True, ""
         self.requests: list[str | None] = []
         self.url = f"http://127.0.0.1:{self.server_port}/F0.npz"
 
@@ -90,6 +95,26 @@ def test_parts_of_two_versions_are_not_joined(server: Server, resumable: bool) -
     server.content, server.limit = CONTENT[::-1], len(CONTENT)
     assert download(server.url).read_bytes() == CONTENT[::-1]
     assert server.requests == [None, "bytes=2000000-"]
+
+
+@pytest.mark.parametrize("modified", ["", "Tue, 01 Sep 2026 10:00:00 GMT"])
+def test_a_file_that_changed_is_fetched_anew_from_a_server_without_tags(
+    server: Server, modified: str
+) -> None:
+    """Such a server sends the rest of whatever it has now."""
+    server.has_tag, server.modified, server.limit = False, modified, 2_000_000
+    with pytest.raises(InputError, match="stopped after 2000000"):
+        download(server.url)
+    server.content, server.limit = bytes(reversed(CONTENT)) + b"more", 10**8
+    assert download(server.url).read_bytes() == server.content
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(server: Server) -> None:
+    path = download(server.url)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match="is a folder where the file of http.* should be"):
+        download(server.url)
 
 
 def test_another_file_is_removed(server: Server) -> None:

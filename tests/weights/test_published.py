@@ -218,3 +218,12 @@ def test_memory_is_bounded_by_the_file(tmp_path: Path) -> None:
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )
     assert "does not hold parameters" in result.stdout, result
+
+
+def test_modules_that_share_one_mapping_are_refused(tmp_path: Path) -> None:
+    """Otherwise 50 kB become nine million arrays."""
+    shared = {f"w{index}": np.zeros(1, np.float32) for index in range(300)}
+    path = tmp_path / "bomb"
+    path.write_bytes(pickle.dumps({f"module_{index}": shared for index in range(300)}, 4))
+    with pytest.raises(InputError, match="modules share their parameters"):
+        read_published(path)

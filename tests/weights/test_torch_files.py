@@ -113,6 +113,16 @@ def test_anything_else_is_refused(
     assert not (tmp_path / "EXECUTED").exists()
 
 
+def test_tensors_that_share_their_numbers_do_not_multiply_them(tmp_path: Path) -> None:
+    numbers = np.zeros(10**5, np.float32)
+    whole = storage(key="1", length=len(numbers))
+    views = {f"w{index}": tensor(whole, shape=(1000, 100), strides=(100, 1)) for index in range(9)}
+    with pytest.raises(InputError, match="would take 4 MB, more than 4 times the file"):
+        read_torch(write(tmp_path, views, storages={"1": numbers}))
+    tied = {name: views[name] for name in ("w0", "w1")}
+    assert len(read_torch(write(tmp_path, tied, storages={"1": numbers}))) == 2
+
+
 def test_archives_that_grow_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, {}, zipfile.ZIP_DEFLATED, storages={"1": np.zeros(10**7)})
     with pytest.raises(InputError, match="is compressed"):
