@@ -1,5 +1,6 @@
 """Batches read ahead by Grain, in threads or worker processes, from any position on."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -13,6 +14,7 @@ from absl import flags
 
 from nfnets_jax.data.examples import Batch
 from nfnets_jax.data.pipeline import Batches
+from nfnets_jax.data.worker_processes import Watch, end_with_parent, hide_leak_warnings
 from nfnets_jax.errors import WorkerError
 
 # Largest number of examples that a thread or a process loads at a time.
@@ -50,6 +52,9 @@ class Reader:
         self.position = start
         self._batches, self._num_workers = batches, num_workers
         self._prepare, self._warn = prepare, warn
+        self._watch = Watch(warn) if num_workers else None
+        if num_workers:
+            hide_leak_warnings()
         self._iterator = self._read_ahead()
 
     def _read_ahead(self) -> grain.DatasetIterator:
@@ -80,12 +85,13 @@ class Reader:
         """
         for _ in range(_MAX_FAILURES):
             try:
-                batch = next(self._iterator)
+                with self._watch or contextlib.nullcontext():
+                    batch = next(self._iterator)
             except RuntimeError as error:
                 if "terminated unexpectedly" not in str(error):
                     raise
                 self._warn("a worker process that reads images was killed; replacing the workers")
-                self.close()
+                self._iterator.close()
                 self._iterator = self._read_ahead()
             else:
                 self.position += 1
@@ -97,6 +103,8 @@ class Reader:
 
     def close(self) -> None:
         """Stops reading and ends the worker processes."""
+        if self._watch:
+            self._watch.close()
         self._iterator.close()
 
 
@@ -123,6 +131,7 @@ class _Chunks:
         return sys.maxsize if count is None else max(0, count - self.start) * self.per_batch
 
     def __getitem__(self, index: int) -> Batch:
+        end_with_parent()
         batch, chunk = divmod(int(index), self.per_batch)
         return self.batches.part(self.start + batch, chunk * self.size, self.size)
 

@@ -2,10 +2,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nfnets_jax.data import worker_processes
 from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.pipeline import train_batches
@@ -81,6 +85,68 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost() -> None:
         for index in range(1, 12):
             np.testing.assert_array_equal(next(reader)["image"], batches[index]["image"])
     assert warnings == ["a worker process that reads images was killed; replacing the workers"]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGSTOP, signal.SIGTSTP])
+def test_a_frozen_worker_is_replaced_and_no_batch_is_lost(
+    monkeypatch: pytest.MonkeyPatch, signal_number: signal.Signals
+) -> None:
+    monkeypatch.setattr(worker_processes, "_PATIENCE", 0.5)
+    monkeypatch.setattr(worker_processes, "_TICK", 0.1)
+    batches = train_batches(SOURCE, AUGMENTATION, 64, seed=0)
+    warnings: list[str] = []
+    with contextlib.closing(Reader(batches, 0, 1, warn=warnings.append)) as reader:
+        next(reader)
+        [worker, *_] = multiprocessing.active_children()
+        os.kill(worker.pid or 0, signal_number)
+        for index in range(1, 12):
+            np.testing.assert_array_equal(next(reader)["image"], batches[index]["image"])
+    assert f"worker process {worker.pid} that reads images has not moved" in warnings[0]
+    assert warnings[1].endswith("replacing the workers")
+
+
+PROGRAM = """
+import os, signal, sys
+import numpy as np
+from nfnets_jax.data import worker_processes
+from nfnets_jax.data.augmentation import Augmentation
+from nfnets_jax.data.pipeline import train_batches
+from nfnets_jax.data.reader import Reader
+from tests.data.fake_sources import numbered
+import multiprocessing
+
+if __name__ == "__main__":
+    batches = train_batches(numbered(50, size=9), Augmentation(8), 64, seed=0)
+    reader = Reader(batches, 0, 2)
+    next(reader)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    while True:
+        next(reader)
+"""
+
+
+def is_running(pid: int) -> bool:
+    """Returns whether a process has not ended; in a container nobody may ask how it ended."""
+    file = Path(f"/proc/{pid}/stat")
+    return file.exists() and file.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGINT", "SIGTERM"])
+def test_nothing_is_left_however_a_program_ends(tmp_path: Path, signal_name: str) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), signal_name],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    workers = [int(number) for number in done.stdout.split()]
+    assert workers
+    assert "leaked" not in done.stderr
+    # The pipes of the program are closed once its workers have ended, too.
+    assert not [pid for pid in workers if is_running(pid)]
 
 
 def test_workers_that_keep_dying_end_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
