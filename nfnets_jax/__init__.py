@@ -1,14 +1,15 @@
 """Normalizer-free networks in JAX.
 
-The front door: ``create_model``, ``list_models``, ``register_model``, ``load_pretrained``,
-``save_pretrained`` and ``preprocess``. Adaptive Gradient Clipping is ``nfnets_jax.optax_agc``.
-Importing the package imports nothing else until a name is used.
+The front door: ``create_model``, ``list_models``, ``register_model``, ``register_dataset``,
+``load_pretrained``, ``save_pretrained`` and ``preprocess``. Adaptive Gradient Clipping is
+``nfnets_jax.optax_agc``. Importing the package imports nothing else until a name is used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nfnets_jax.data.sources.dataset import register_dataset as register_dataset
     from nfnets_jax.models.registry import Model as Model
     from nfnets_jax.models.registry import create_model as create_model
     from nfnets_jax.models.registry import list_models as list_models
@@ -24,6 +25,7 @@ _HOMES = {
     "create_model": "nfnets_jax.models.registry",
     "list_models": "nfnets_jax.models.registry",
     "register_model": "nfnets_jax.models.registry",
+    "register_dataset": "nfnets_jax.data.sources.dataset",
     "preprocess": "nfnets_jax.serving.preprocessing",
     "load_pretrained": "nfnets_jax.weights.pretrained",
     "save_pretrained": "nfnets_jax.weights.pretrained",

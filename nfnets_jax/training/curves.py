@@ -6,22 +6,25 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from nfnets_jax.atomic import atomic_write
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def plot_curves(rows: Rows, path: Path) -> None:
+def plot_curves(rows: Rows, path: Path, title: str = "") -> None:
     """Draws loss and top-1 accuracy over the steps, of training and test images.
 
     Args:
       rows: the rows of ``metrics.jsonl``.
       path: the PNG file to write.
+      title: above both.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
+    axes = figure.subplots(1, 2, sharex=True)
+    if title:
+        figure.suptitle(title)
     for axis, name, label in zip(axes, ("loss", "top1"), ("loss (nats)", "top-1"), strict=True):
         train = "training (labels smoothed)" if name == "loss" else "training"
         _curve(axis, rows, "train", name, train, color="C0", alpha=0.6)
@@ -31,7 +34,13 @@ def plot_curves(rows: Rows, path: Path) -> None:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
-    axes[0].set_yscale("log")
+    if axes[0].lines:
+        axes[0].set_yscale("log")
+        # Plain numbers: within a decade the usual ones are 1.392 x 10^0.
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes[0].yaxis.set_minor_formatter(NullFormatter())
+    axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=120, format="png")

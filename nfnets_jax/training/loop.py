@@ -152,7 +152,9 @@ def _train_steps(
         start.progress["unreadable"],
     )
     batches = experiment.read(experiment.train_batches, start.progress["batches"], reporter.log)
-    pending: list[Metrics] = []  # Metrics of the steps since the last report, on the devices.
+    pending: list[Metrics] = []  # Metrics of the newest steps, on the devices.
+    # Those of the steps since the last report, on the host.
+    unreported: list[dict[str, float]] = list(start.progress.get("unreported", ()))
 
     with (
         contextlib.closing(batches),
@@ -181,7 +183,8 @@ def _train_steps(
             stop = stop_signals.stop_requested()
             save = is_last or stop or _is_save_due(step, config.checkpoint_every)
 
-            if save or _is_due(step, config.log_every):
+            report = is_last or _is_due(step, config.log_every)
+            if save or report:
                 steps = [fetch(metrics) for metrics in pending]
                 pending.clear()
                 first = step - len(steps) + 1
@@ -190,10 +193,16 @@ def _train_steps(
                     if stats is not None and _is_due(number, config.look_every):
                         stats = experiment.model.unstacked(telemetry.figures_of(stats, shapes))
                         reporter.clipping(number, telemetry.named_figures(stats))
-                means = {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
-                means["learning_rate"] = float(schedule(step - 1))
-                means["unreadable"] = len(read_errors.messages)
-                reporter.train(step, means)
+                unreported += [
+                    {name: float(value) for name, value in each.items()} for each in steps
+                ]
+                if report:
+                    names = unreported[0]
+                    means = {name: float(np.mean([s[name] for s in unreported])) for name in names}
+                    means["learning_rate"] = float(schedule(step - 1))
+                    means["unreadable"] = len(read_errors.messages)
+                    reporter.train(step, means)
+                    unreported.clear()
                 diverged = monitor.first_divergence(first, steps)
                 if diverged is not None:
                     index = batches.position - 1 - (step - diverged)
@@ -213,6 +222,7 @@ def _train_steps(
                     progress = {
                         "batches": batches.position,
                         "unreadable": read_errors.messages,
+                        "unreported": list(unreported),
                         "seconds": time.monotonic() - start_time,
                     }
                     checkpoints.save(step, host_state, progress, accuracy)

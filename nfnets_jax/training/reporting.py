@@ -1,15 +1,17 @@
 """Reports of a run: terminal, ``metrics.jsonl``, TensorBoard, curves and summary."""
 
 import contextlib
+import csv
 import datetime
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,8 @@ class Reporter:
     """Reports the progress of a run to the terminal and to the files of its workdir.
 
     ``metrics.jsonl`` has one JSON object a row: ``step`` (number of updates), ``split`` (``train``
-    or ``test``) and metrics. TensorBoard gets the same. On a terminal a progress bar shows the
-    newest training metrics; elsewhere each row is printed.
+    or ``test``) and metrics. ``metrics.csv`` has the same as a table, and TensorBoard. On a
+    terminal a progress bar shows the newest training metrics; elsewhere each row is printed.
 
     Attributes:
       rows: the rows of ``metrics.jsonl``.
@@ -174,7 +176,8 @@ class Reporter:
     def _draw(self) -> None:
         self._drawn = time.monotonic()
         if self._workdir:
-            plot_curves(self.rows, self._workdir / "curves.png")
+            plot_curves(self.rows, self._workdir / "curves.png", self._workdir.name)
+            write_atomically(self._workdir / "metrics.csv", as_csv(self.rows))
 
     def _write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -184,6 +187,16 @@ class Reporter:
         self.rows.append({"step": step, "split": split, **finite})
         self._file.write(json.dumps(self.rows[-1]) + "\n")
         self._file.flush()
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Returns rows as comma-separated values, a column a metric, empty where it is lacking."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _complete_rows(path: Path) -> list[Row]:

@@ -87,7 +87,10 @@ FIELDS: Fields = {
         ),
     },
     "data": {
-        "name": Field("digits, tfds:NAME, folder or synthetic", str),
+        "name": Field(
+            "digits, tfds:NAME, folder, synthetic, or a name given to nfnets_jax.register_dataset",
+            str,
+        ),
         "dir": Field("of tfds:NAME its data directory; of folder one folder a class", str, ""),
         "test_dir": Field("of folder: the same for the test images", str, ""),
         "holdout": Field(

@@ -1,6 +1,6 @@
 """Sources of labelled images: the embedded digits, TFDS, folders of images, synthetic patterns."""
 
-from nfnets_jax.data.sources.dataset import Dataset, open_dataset, open_split
+from nfnets_jax.data.sources.dataset import Dataset, open_dataset, open_split, register_dataset
 from nfnets_jax.data.sources.folder import IMAGE_SUFFIXES
 from nfnets_jax.data.sources.source import ArraySource, Record, Source, fetch
 from nfnets_jax.data.sources.tfds import imagenet_classes
@@ -15,4 +15,5 @@ __all__ = [
     "imagenet_classes",
     "open_dataset",
     "open_split",
+    "register_dataset",
 ]

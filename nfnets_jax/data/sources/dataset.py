@@ -1,13 +1,16 @@
 """Datasets by name: the sources to train and test on, and the statistics of their pixels."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from nfnets_jax.data.normalization import mean_and_std
+from nfnets_jax.data.normalization import IMAGENET_MEAN, IMAGENET_STD, mean_and_std
 from nfnets_jax.data.sources.builtin import open_digits, open_synthetic
 from nfnets_jax.data.sources.folder import open_folder
-from nfnets_jax.data.sources.source import Source, Splits, select
+from nfnets_jax.data.sources.source import Record, Source, Splits, select
 from nfnets_jax.data.sources.tfds import open_tfds, open_tfds_split
 from nfnets_jax.errors import InputError
 
@@ -53,13 +56,97 @@ class Dataset:
         return dataclasses.replace(self, train=train, test=test)
 
 
+class LabelledImages(Protocol):
+    """Pairs ``(image, label)`` by position: a list, a Grain source, any sequence.
+
+    An image is pixels ``[H, W, C]`` uint8, a file's path or its content.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PairSource:
+    """Records of pairs of an image and a label.
+
+    Attributes:
+      pairs: the pairs.
+      name: of the dataset, for messages.
+    """
+
+    pairs: LabelledImages
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Record:
+        image, label = self.pairs[int(index)]
+        image = Path(image) if isinstance(image, str) else image
+        return Record(image=image, label=int(label), name=f"{self.name} {index}")
+
+
+_REGISTERED: dict[str, Dataset] = {}
+
+
+def register_dataset(
+    name: str,
+    train: LabelledImages,
+    test: LabelledImages | None = None,
+    *,
+    class_names: Sequence[str],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> None:
+    """Makes images from Python a value of ``data.name``, for training and evaluation.
+
+    Args:
+      name: replaces a dataset of that name.
+      train: pairs to train on.
+      test: pairs to evaluate on; None if there are none.
+      class_names: in the order of the labels, which count from 0.
+      mean, std: per channel, of pixels in [0, 1]; ImageNet's by default. Their number is that of
+        the images' channels.
+
+    Raises:
+      InputError: there are no pairs or classes, or the first pair is none.
+
+    Example:
+      >>> images = np.zeros((4, 8, 8, 3), np.uint8)
+      >>> register_dataset("black", list(zip(images, [0, 1, 0, 1])), class_names=("a", "b"))
+      >>> len(open_dataset("black").train)
+      4
+    """
+    if not class_names or not len(train):
+        raise InputError(f"dataset {name!r} takes pairs of an image and a label, and class names")
+    try:
+        _, label = train[0]
+        known = 0 <= int(label) < len(class_names)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"dataset {name!r}: its first entry is no image with a label") from error
+    if not known:
+        raise InputError(
+            f"dataset {name!r}: the first label is {label}, of {len(class_names)} classes from 0 on"
+        )
+    _REGISTERED[name] = Dataset(
+        PairSource(train, name),
+        None if test is None else PairSource(test, name),
+        tuple(class_names),
+        len(mean),
+        tuple(mean),
+        tuple(std),
+    )
+
+
 def open_dataset(
     name: str, directory: str = "", test_directory: str = "", size: int = 32
 ) -> Dataset:
     """Opens a dataset by its name.
 
     Args:
-      name: ``digits``, ``tfds:NAME``, ``folder`` or ``synthetic``.
+      name: ``digits``, ``tfds:NAME``, ``folder``, ``synthetic``, or one that is registered.
       directory: for ``folder``, the directory that holds one folder per class; for ``tfds:NAME``,
         TFDS's data directory, its default where empty.
       test_directory: for ``folder``, the same for evaluation; optional.
@@ -68,6 +155,8 @@ def open_dataset(
     Raises:
       InputError: no dataset has this name, or it cannot be read from the directory.
     """
+    if name in _REGISTERED:
+        return _REGISTERED[name]
     splits = _open(name, directory, test_directory, size)
     mean, std = mean_and_std(name)
     return Dataset(*splits, len(mean), mean, std)
@@ -95,6 +184,9 @@ def open_split(
 
 
 def _open(name: str, directory: str, test_directory: str, size: int) -> Splits:
+    if name in _REGISTERED:
+        dataset = _REGISTERED[name]
+        return Splits(dataset.train, dataset.test, dataset.class_names)
     if name == "digits":
         return open_digits()
     if name.startswith(_TFDS):
@@ -103,4 +195,7 @@ def _open(name: str, directory: str, test_directory: str, size: int) -> Splits:
         return open_folder(directory, test_directory)
     if name == "synthetic":
         return open_synthetic(size)
-    raise InputError(f"no dataset {name!r}; there are digits, tfds:NAME, folder and synthetic")
+    others = "".join(f", {registered}" for registered in _REGISTERED)
+    raise InputError(
+        f"no dataset {name!r}; there are digits, tfds:NAME, folder and synthetic{others}"
+    )
