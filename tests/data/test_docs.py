@@ -3,11 +3,22 @@ from pathlib import Path
 
 import numpy as np
 
+from nfnets_jax.data.sources import open_dataset
+
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_the_example_of_images_from_python_is_a_dataset() -> None:
+    [example, _] = EXAMPLES
+    exec(compile(example, "example", "exec"), {})
+    dataset = open_dataset("shapes")
+    assert dataset.class_names == ("circle", "square")
+    assert dataset.train[1]["image"] == Path("square.png")
 
 
 def test_the_example_of_an_augmentation_flips_the_images_of_odd_epochs() -> None:
-    [example] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    [_, example] = EXAMPLES
     names: dict = {}
     exec(compile(example, "example", "exec"), names)
     digits = names["open_dataset"]("digits").train
