@@ -1,7 +1,7 @@
 """Parameters of equal shapes in common arrays: how a GPU trains them.
 
 On a GPU whatever is done to an array costs a kernel, and kernels of less than 10 us took 6 ms of
-NFNet-F0's step on an H200. Grouped, its 233 arrays are 77, and the step has a fifth of the kernels
+NFNet-F0's step on an H200. Grouped, its 233 arrays are 69, and the step has a fifth of the kernels
 for them. A group's kernels and matrices have their outputs first: cuDNN reads them so, and the
 norms of units are sums over rows.
 """

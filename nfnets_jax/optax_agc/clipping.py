@@ -260,10 +260,12 @@ def unit_norms(leaves: Sequence[Leaf]) -> list[tuple[jax.Array, jax.Array]]:
 
     They are float32 or wider, with axes of length 1 where they were taken.
     """
-    # The squares of a huge gradient overflow; those of a smaller copy do not. A CPU reads such a
-    # gradient once more. A GPU would wait for the host at a branch, but sums both in one kernel.
+    # The squares of a huge gradient overflow; those of a smaller copy do not. In a branch such a
+    # gradient is read once more. A GPU would wait for the host there, but sums both in one kernel.
     return lax.platform_dependent(
-        cpu=lambda: norms_by_branch(leaves), default=lambda: norms_by_shape(leaves)
+        default=lambda: norms_by_branch(leaves),
+        cuda=lambda: norms_by_shape(leaves),
+        rocm=lambda: norms_by_shape(leaves),
     )
 
 
