@@ -55,15 +55,12 @@ def main() -> None:
 
 
 def _compile(target: Target) -> None:
-    sharding = jax.sharding.SingleDeviceSharding(target.devices[0])
     clips = {
         "ours": optax_agc.adaptive_grad_clip(_CLIPPING),
         "optax": optax.adaptive_grad_clip(_CLIPPING),
     }
     for tree, shapes in TREES.items():
-        arrays = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes()
-        )
+        arrays = target.on_first_device(shapes())
         figures: dict[str, Any] = {"tree": tree, "target": target.name}
         for name, agc in clips.items():
             update = jax.jit(_update(agc), donate_argnums=0).lower(arrays, arrays)

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,8 @@ def main() -> None:
     )
     conditions = {"commit": _commit(), **json.loads(found.stdout.splitlines()[-1])}
     rows = comparisons(arguments)
-    try:
-        _, versions = compare.peer("timm_step.py", arguments.peer_python, ("torch", "timm"))
-        conditions |= versions
-    except compare.CommandError as error:
-        print(f"rows over timm are omitted: {error}", flush=True)
-        rows = {name: row for name, row in rows.items() if "timm" not in name}
+    if any("timm" in name for name in rows):
+        conditions |= _peer(arguments)[1]
     compare.measure(rows, conditions, arguments.out / "gpu", deadline)
     rounds = 3 if arguments.smoke else 30
     agc = [sys.executable, "-m", "benchmarks.agc", f"--rounds={rounds}", f"--out={arguments.out}"]
@@ -79,46 +76,48 @@ def comparisons(arguments: argparse.Namespace) -> dict[str, compare.Comparison]:
     def timm(model: str, batch: int, size: int, *flags: str) -> list[str]:
         if arguments.smoke:
             batch, size = 2, 64
-        script, _ = compare.peer("timm_step.py", arguments.peer_python, ())
         shape = [f"--model={model}", f"--batch={batch}", f"--size={size}", steps]
         return [arguments.peer_python, str(script), "--dtype=bfloat16", *shape, *flags]
 
-    rows: dict[str, Any] = {}
-    f0, f3 = (256, 192), (64, 320)
-    rows["F0 training, over timm, torch.compile"] = (
-        ours("nfnet_f0", *f0),
-        lambda: timm("dm_nfnet_f0", *f0, "--compile"),
-    )
-    rows["F0 inference, over timm, torch.compile"] = (
-        ours("nfnet_f0", *f0, "--forward", "--folded"),
-        lambda: timm("dm_nfnet_f0", *f0, "--forward", "--compile"),
-    )
-    rows["F0 training, over F0 that normalizes batches"] = (
-        ours("nfnet_f0", *f0),
-        lambda: ours("nfnet_f0", *f0, "--batch_norm"),
-    )
-    rows["NF-ResNet-50 training, over ResNet-50"] = (
-        ours("nf_resnet50", 256, 224),
-        lambda: ours("resnet50", 256, 224),
-    )
-    rows["F0 training, over timm, eager"] = (
-        ours("nfnet_f0", *f0),
-        lambda: timm("dm_nfnet_f0", *f0),
-    )
-    rows["F3 training, over timm, torch.compile"] = (
-        ours("nfnet_f3", *f3),
-        lambda: timm("dm_nfnet_f3", *f3, "--compile"),
-    )
-    rows["F3 inference, over timm, torch.compile"] = (
-        ours("nfnet_f3", *f3, "--forward", "--folded"),
-        lambda: timm("dm_nfnet_f3", *f3, "--forward", "--compile"),
-    )
+    script, absent = None, ""
+    try:
+        script, _ = _peer(arguments)
+    except compare.CommandError as error:
+        absent = str(error)
+    f0, f3, served = (256, 192), (64, 320), ("--forward", "--folded")
+    rows = {
+        "F0 training, over timm, torch.compile": (
+            ours("nfnet_f0", *f0),
+            timm("dm_nfnet_f0", *f0, "--compile"),
+        ),
+        "F0 inference, over timm, torch.compile": (
+            ours("nfnet_f0", *f0, *served),
+            timm("dm_nfnet_f0", *f0, "--forward", "--compile"),
+        ),
+        "F0 training, over F0 that normalizes batches": (
+            ours("nfnet_f0", *f0),
+            ours("nfnet_f0", *f0, "--batch_norm"),
+        ),
+        "NF-ResNet-50 training, over ResNet-50": (
+            ours("nf_resnet50", 256, 224),
+            ours("resnet50", 256, 224),
+        ),
+        "F0 training, over timm, eager": (ours("nfnet_f0", *f0), timm("dm_nfnet_f0", *f0)),
+        "F3 training, over timm, torch.compile": (
+            ours("nfnet_f3", *f3),
+            timm("dm_nfnet_f3", *f3, "--compile"),
+        ),
+        "F3 inference, over timm, torch.compile": (
+            ours("nfnet_f3", *f3, *served),
+            timm("dm_nfnet_f3", *f3, "--forward", "--compile"),
+        ),
+    }
     made = {}
-    for name, (command, other) in rows.items():
-        try:
-            made[name] = compare.Comparison(command, other(), arguments.rounds)
-        except compare.CommandError as error:
-            print(f"{name}: omitted: {error}", flush=True)
+    for name, sides in rows.items():
+        if absent and "timm" in name:
+            print(f"{name}: omitted: {absent}", flush=True)
+        else:
+            made[name] = compare.Comparison(*sides, arguments.rounds)
     if arguments.images:
         read = [sys.executable, "-m", "benchmarks.input_pipeline", f"--dir={arguments.images}"]
         read += ["--json", "--augmentation=nfnet_f0", "--images=2000"]
@@ -127,6 +126,11 @@ def comparisons(arguments: argparse.Namespace) -> dict[str, compare.Comparison]:
             [*read, "--workers=0"], [*read, f"--workers={os.cpu_count()}"], 1, "images_per_second"
         )
     return made
+
+
+def _peer(arguments: argparse.Namespace) -> tuple[Path, Mapping[str, str]]:
+    """Finds timm's program and the versions that it runs with, as ``compare.peer`` does."""
+    return compare.peer("timm_step.py", arguments.peer_python, ("torch", "timm"))
 
 
 def facts(smoke: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 
 needed='haiku:dm-haiku optax:optax chex:chex absl:absl-py grain:grain ml_collections:ml-collections
-  matplotlib:matplotlib cv2:opencv-python-headless orbax.checkpoint:orbax-checkpoint rich:rich
+  matplotlib:matplotlib PIL:pillow cv2:opencv-python-headless orbax.checkpoint:orbax-checkpoint rich:rich
   safetensors:safetensors sklearn:scikit-learn simplejpeg:simplejpeg tensorboardX:tensorboardX
   tensorflow_datasets:tensorflow-datasets flatbuffers:flatbuffers'
 missing=()

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import configs, process
 from experiments.projects import import_projects
 from nfnets_jax.errors import InputError, WorkerError, nearest
+from nfnets_jax.training import schema
 
 _DEFAULT = "nfnet_digits"
 
@@ -42,18 +43,12 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run's files; runs/N
 def main(argv: Sequence[str]) -> None:
     """Runs the configuration on the command line."""
     # Imported once the flags are parsed, so that wrong ones are reported at once.
-    from nfnets_jax.training import hosts, loop, schema
+    from nfnets_jax.training import hosts, loop
     from nfnets_jax.training.profiling import parse_steps
 
     logging.set_verbosity(logging.WARNING)  # Orbax logs thirty lines a checkpoint.
     if argv[1:]:
         sys.exit(f"error: {argv[1]!r} is no flag; see --help")
-    if _LIST.value:
-        print(configs.listing())
-        return
-    if _HELP_CONFIG.value or _SHOW.value:
-        print(schema.explain(None if _HELP_CONFIG.value else _CONFIG.value))
-        return
     config, workdir = _CONFIG.value, Path(_WORKDIR.value or f"runs/{_name()}")
     process.keep_freed_memory()
     process.cache_compiled_programs()
@@ -75,13 +70,29 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the command line; where it is wrong, exits with code 1 and one line."""
+    """Parses the command line; where it is wrong, exits with code 1 and one line.
+
+    What it asks to know of configurations is printed, and the command ends with code 0.
+    """
     try:
         # config_flags reads overrides from sys.argv, not from the arguments it is given.
         sys.argv[:] = argv = _resolve_config(argv)
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except (InputError, flags.Error) as error:
         sys.exit(f"error: {error}")
+    if explanation := _explanation():
+        print(explanation)
+        sys.exit()
+    return rest
+
+
+def _explanation() -> str:
+    """Returns what the command line asks to know of configurations, empty if nothing."""
+    if _LIST.value:
+        return configs.listing()
+    if _HELP_CONFIG.value:
+        return schema.explain()
+    return schema.explain(_CONFIG.value) if _SHOW.value else ""
 
 
 def _resolve_config(argv: Sequence[str]) -> list[str]:

@@ -143,6 +143,13 @@ class Target:
     devices: list[Any]
     rates: Rates
 
+    def on_first_device(self, tree: Any) -> Any:
+        """Returns the shapes of arrays, to compile a ``jax.jit`` of them for the first device."""
+        sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
+        return jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), tree
+        )
+
 
 def open_target(name: str) -> Target:
     """Describes devices to JAX; to be called before JAX computes anything.

@@ -3,7 +3,10 @@
 import dataclasses
 import math
 import numbers
+from collections.abc import Mapping
 from typing import Any
+
+from nfnets_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +49,15 @@ SHARE = Range(0, 1)
 PROBABILITY = Range(0, 1, below=True)
 
 
-def out_of_range(settings: Any, ranges: dict[str, Range]) -> list[str]:
-    """Returns a phrase for each setting that is not in its range.
+def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
+    """Checks that settings are in their ranges.
 
     Args:
-      settings: an object with attributes. A tuple has several numbers.
+      settings: an object with attributes: numbers, several in a tuple, or None, which is in any.
       ranges: by name of the attribute.
+
+    Raises:
+      InputError: some are not; one line names them all.
     """
     found = []
     for name, allowed in ranges.items():
@@ -59,4 +65,5 @@ def out_of_range(settings: Any, ranges: dict[str, Range]) -> list[str]:
         several = value if isinstance(value, tuple | list) else (value,)
         if value is not None and not all(number in allowed for number in several):
             found.append(f"{name} is {value}; it takes {allowed}")
-    return found
+    if found:
+        raise InputError("; ".join(found))

@@ -25,8 +25,12 @@ from nfnets_jax.errors import UnreadableImageError
 cv2.setNumThreads(1)
 # The pipeline reports unreadable images itself.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# Pillow warns of sizes, which Picture checks. A filter for one call is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+# EXIF's tag, and its values for images whose rows are columns.
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Reading:
     upright: bool = False
 
 
-_READING = Reading()
+AS_USUAL = Reading()
 
 
 class Picture:
@@ -58,7 +62,7 @@ class Picture:
       width: in pixels.
     """
 
-    def __init__(self, image: Path | bytes | np.ndarray, name: str, reading: Reading = _READING):
+    def __init__(self, image: Path | bytes | np.ndarray, name: str, reading: Reading = AS_USUAL):
         """Reads the image, of a JPEG the header alone.
 
         Args:
@@ -165,21 +169,14 @@ class Picture:
             raise UnreadableImageError(f"{self._name}: {reason}") from error
 
 
-# Orientations of EXIF in which rows are columns.
-_SIDEWAYS = (5, 6, 7, 8)
-_ORIENTATION = 0x0112  # Its tag.
-
-
 def _open(encoded: bytes) -> PIL.Image.Image:
     """Reads the header of a file."""
     if not encoded:
         raise ValueError("the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of sizes, which Picture checks.
-        try:
-            return PIL.Image.open(io.BytesIO(encoded))
-        except PIL.UnidentifiedImageError as error:
-            raise ValueError("not an image that OpenCV can decode") from error
+    try:
+        return PIL.Image.open(io.BytesIO(encoded))
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError("not an image that OpenCV can decode") from error
 
 
 def _noted_orientation(encoded: bytes) -> int:

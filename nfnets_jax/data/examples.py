@@ -8,7 +8,7 @@ import numpy as np
 
 from nfnets_jax.data.augmentation import TrainTransform
 from nfnets_jax.data.batch_context import BatchContext, Stream
-from nfnets_jax.data.decoding import Picture, Reading
+from nfnets_jax.data.decoding import AS_USUAL, Picture, Reading
 from nfnets_jax.data.sources import ArraySource, Record, Source, fetch
 from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.errors import InputError, UnreadableImageError
@@ -93,7 +93,7 @@ class TrainExamples:
     source: Source
     transform: TrainTransform
     seed: int
-    reading: Reading = Reading()  # noqa: RUF009, it is frozen
+    reading: Reading = AS_USUAL
 
     @property
     def group_size(self) -> int:
@@ -176,7 +176,7 @@ class EvalExamples:
     source: Source
     crop: CenterCrop
     channels: int
-    reading: Reading = Reading()  # noqa: RUF009, it is frozen
+    reading: Reading = AS_USUAL
 
     @property
     def group_size(self) -> int:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from nfnets_jax.data.augmentation import TrainTransform
-from nfnets_jax.data.decoding import Reading
+from nfnets_jax.data.decoding import AS_USUAL, Reading
 from nfnets_jax.data.examples import Batch, EvalExamples, Examples, TrainExamples
 from nfnets_jax.data.sources import Source, fetch
 from nfnets_jax.data.transforms import CenterCrop
@@ -63,7 +63,7 @@ def train_batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-    reading: Reading | None = None,
+    reading: Reading = AS_USUAL,
 ) -> Batches:
     """Returns endless training batches; each epoch holds every record once, in a new order.
 
@@ -73,7 +73,7 @@ def train_batches(
       batch_size: over all hosts; a multiple of their number times the transform's group size.
       seed: seed of the order and of the augmentation.
       process_index, process_count: which host's share to load.
-      reading: how files are read, if not as usual.
+      reading: how files are read.
 
     Raises:
       InputError: the batch cannot be split over the hosts in whole groups.
@@ -84,7 +84,7 @@ def train_batches(
             f"batch_size {batch_size} cannot be split over {process_count} processes in groups of "
             f"{transform.group_size} images; take a multiple of {multiple}"
         )
-    examples = TrainExamples(source, transform, seed, reading or Reading())
+    examples = TrainExamples(source, transform, seed, reading)
     return Batches(examples, batch_size, None, process_index, process_count)
 
 
@@ -95,7 +95,7 @@ def eval_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-    reading: Reading | None = None,
+    reading: Reading = AS_USUAL,
 ) -> Batches:
     """Returns batches of every record once, in order.
 
@@ -107,8 +107,8 @@ def eval_batches(
       channels: of the images.
       batch_size: over all hosts, a multiple of their number.
       process_index, process_count: which host's share to load.
-      reading: how files are read, if not as usual.
+      reading: how files are read.
     """
     count = math.ceil(len(source) / batch_size)
-    examples = EvalExamples(source, crop, channels, reading or Reading())
+    examples = EvalExamples(source, crop, channels, reading)
     return Batches(examples, batch_size, count, process_index, process_count)

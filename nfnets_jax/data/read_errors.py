@@ -4,18 +4,18 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from nfnets_jax.data.decoding import Picture, Reading
+from nfnets_jax.data.decoding import AS_USUAL, Picture, Reading
 from nfnets_jax.data.sources import Source
 from nfnets_jax.errors import InputError, UnreadableImageError
 
 
-def check_readable(source: Source, samples: int = 16, reading: Reading | None = None) -> None:
+def check_readable(source: Source, samples: int = 16, reading: Reading = AS_USUAL) -> None:
     """Decodes records spread over a source, up to the first that can be decoded.
 
     Args:
       source: the records.
       samples: how many to try.
-      reading: how files are read, if not as usual.
+      reading: how files are read.
 
     Raises:
       InputError: none of them can be decoded.
@@ -24,7 +24,7 @@ def check_readable(source: Source, samples: int = 16, reading: Reading | None = 
     for index in np.unique(np.linspace(0, len(source) - 1, samples, dtype=int)):
         try:
             record = source[int(index)]
-            Picture(record["image"], record["name"], reading or Reading()).pixels()
+            Picture(record["image"], record["name"], reading).pixels()
         except UnreadableImageError as error:
             errors.append(str(error))
         else:

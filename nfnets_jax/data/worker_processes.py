@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 # Seconds without a batch and without any work of the processes, after which they are ended.
@@ -45,9 +46,9 @@ class Watch:
         waiting_since, at_first = None, {}
         while not self._closed.wait(_TICK):
             since = self._since
-            if since is None or since != waiting_since:
-                waiting_since, at_first = since, _work()
-            elif time.monotonic() - since > _PATIENCE:
+            if since != waiting_since:
+                waiting_since, at_first = since, _work() if since else {}
+            elif since and time.monotonic() - since > _PATIENCE:
                 self._end_frozen(at_first)
                 waiting_since = None
 
@@ -56,7 +57,7 @@ class Watch:
         frozen = {pid for pid, (state, _) in now.items() if state in "Tt"}
         if not frozen and now == at_first and not any(state == "D" for state, _ in now.values()):
             frozen = set(now)
-        for process in multiprocessing.active_children():
+        for process in _workers():
             if process.pid in frozen:
                 self._warn(
                     f"worker process {process.pid} that reads images has not moved for "
@@ -65,10 +66,16 @@ class Watch:
                 process.kill()
 
 
+def _workers() -> list[BaseProcess]:
+    """Returns Grain's processes: a program may have others, which may rest as long as they like."""
+    children = multiprocessing.active_children()
+    return [process for process in children if process.name.startswith("grain-")]
+
+
 def _work() -> dict[int, tuple[str, int]]:
     """Returns state and processor time of each worker process, by its number."""
     found = {}
-    for process in multiprocessing.active_children():
+    for process in _workers():
         try:
             fields = Path(f"/proc/{process.pid}/stat").read_text("ascii").rpartition(")")[2].split()
         except OSError:  # It has ended, or this is not Linux.

@@ -1,9 +1,8 @@
 """Convolution in the form that is fastest on the backend at hand.
 
-GPUs and TPUs have fast convolutions of nearly every kind: there the form is XLA's own, but for two
-of stride 2 on GPUs (``space_to_depth``). XLA's CPU backend
-(jax 0.10.2) is fast at matrix products and at dense convolutions in the forward direction, so on
-CPUs training takes other forms:
+On GPUs and TPUs the form is XLA's own, except for two kinds of stride 2 on GPUs
+(``space_to_depth``). XLA's CPU backend (jax 0.10.2) is fast at matrix products and at dense
+convolutions in the forward direction, so on CPUs training takes other forms:
 
 ================================  ====================================================  ===========
 convolution                       form on a CPU                                         file
@@ -119,8 +118,8 @@ def _conv2d_on_accelerator(
 ) -> jax.Array:
     precision = policy.precision_of(x.dtype)
     height, width = kernel.shape[:2]
-    is_odd = height == width > 1 and height % 2 == 1
-    if policy.for_gpu and not policy.native and stride == 2 and is_odd:
+    has_blocks = stride == 2 and height == width > 1 and height % 2 == 1
+    if policy.for_gpu and not policy.native and has_blocks:
         if x.shape[-1] <= _FEW_CHANNELS:
             return conv2d_of_blocks(x, kernel, groups, precision)
         if 1 < groups < x.shape[-1]:

@@ -22,7 +22,7 @@ from nfnets_jax.models import layers
 from nfnets_jax.models.batch_norm import BatchNorm, Conv2D
 from nfnets_jax.models.nfnet import SqueezeExcite
 from nfnets_jax.models.prepare import LayerStack
-from nfnets_jax.ranges import PROBABILITY, Range, out_of_range
+from nfnets_jax.ranges import PROBABILITY, Range, check_ranges
 
 _REMAT = ("none", "block")
 
@@ -100,8 +100,7 @@ class EfficientNetConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
-        if problems := out_of_range(self, _RANGES):
-            raise InputError("; ".join(problems))
+        check_ranges(self, _RANGES)
         if self.remat not in _REMAT:
             raise InputError(f"no remat {self.remat!r}; there are {', '.join(_REMAT)}")
 

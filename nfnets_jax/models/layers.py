@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.initialization import Normal
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -170,9 +171,8 @@ class Linear(hk.Module):
         std = shape[0] ** -0.5 if self._std is None else self._std
         w = hk.get_parameter("w", shape, init=Normal(std))
         b = hk.get_parameter("b", shape[1:], init=jnp.zeros)
-        # Accelerators would multiply float32 with less precision.
-        exact = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-        return jnp.matmul(x, w.astype(x.dtype), precision=exact) + b.astype(x.dtype)
+        precision = Policy().precision_of(x.dtype)
+        return jnp.matmul(x, w.astype(x.dtype), precision=precision) + b.astype(x.dtype)
 
 
 def average_pool(x: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from nfnets_jax.models import layers
 from nfnets_jax.models.initialization import Normal
 from nfnets_jax.models.prepare import LayerStack, stack_name
 from nfnets_jax.models.stage import REMAT, Stage
-from nfnets_jax.ranges import PROBABILITY, SHARE, Range, out_of_range
+from nfnets_jax.ranges import PROBABILITY, SHARE, Range, check_ranges
 
 
 class WSConv2D(hk.Module):
@@ -243,8 +243,8 @@ class NFNetConfig:
         and not one of the four.
       block: the class of the blocks, with the arguments of ``NFBlock``.
       looped_blocks: smallest number of equal blocks in a row that are compiled once, as a loop,
-        but on a GPU. It saves compilation: NFNet-F6's gradient took 19 s, and 85 s unrolled, on two
-        CPU threads.
+        except on a GPU. It saves compilation: NFNet-F6's gradient took 19 s, and 85 s unrolled, on
+        two CPU threads.
       remat: what the backward pass recomputes: ``"none"`` what is faster recomputed than kept,
         ``"block"`` each block from its input, ``"full"`` each stage from its input, then each
         block. docs/speed.md has the memory of each.
@@ -284,8 +284,7 @@ class NFNetConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
-        if problems := out_of_range(self, _RANGES):
-            raise InputError("; ".join(problems))
+        check_ranges(self, _RANGES)
         if self.remat not in REMAT:
             raise InputError(f"no remat {self.remat!r}; there are {', '.join(REMAT)}")
         if self.activation not in layers.ACTIVATION_GAINS:

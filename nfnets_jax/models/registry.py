@@ -215,7 +215,8 @@ class Model:
     def prepare(self, params: hk.Params, images: jax.Array) -> hk.MutableParams:
         """Returns the parameters in the form that ``forward`` computes with.
 
-        Equal blocks are stacked but on a GPU, kernels standardized and cast (``models.prepare``).
+        Equal blocks are stacked, except on a GPU; kernels are standardized and cast
+        (``models.prepare``).
 
         Args:
           params: as ``init`` returns them; they may be ``stacked``.

@@ -108,7 +108,7 @@ def compile_to_fit(
         if fits or not sizes:
             break
         log(f"{size} images at a time take {needed / 1e9:.1f} GB")
-        # A little less than in proportion to the images, so that no size is passed over.
+        # Temporaries shrink at most in proportion to the images; a fifth more is left to doubt.
         fixed = program.memory_analysis().argument_size_in_bytes
         most = 1.2 * size * (_USABLE_SHARE * memory - fixed) / (needed - fixed)
         sizes = [size for size in sizes if size <= most] or sizes[-1:]

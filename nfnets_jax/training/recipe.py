@@ -12,12 +12,12 @@ from nfnets_jax import optax_agc
 from nfnets_jax.errors import InputError
 from nfnets_jax.training.finetuning import layerwise_decay
 from nfnets_jax.training.fusion import materialize_on_cpu
+from nfnets_jax.training.schema import SCHEDULES
 from nfnets_jax.training.units import UNIT_AXES
 
 # RMSProp as in EfficientNetV2 (Tan and Le 2021, arXiv:2104.00298, section 5.1); the epsilon is that
 # of its authors' code, which adds it to the mean square.
 _RMS_DECAY, _RMS_EPS = 0.9, 1e-3
-_SCHEDULES = ("cosine", "linear", "exponential")
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -32,8 +32,8 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
       InputError: there is no such ``schedule``.
     """
     settings, num_steps = config.optimizer, config.num_steps
-    if settings.schedule not in _SCHEDULES:
-        known = ", ".join(_SCHEDULES)
+    if settings.schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
         raise InputError(f"no optimizer.schedule {settings.schedule!r}; there are {known}")
     peak = settings.base_learning_rate * config.batch_size / 256
     warmup_steps = round(settings.warmup_fraction * num_steps)

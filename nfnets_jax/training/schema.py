@@ -1,13 +1,12 @@
 """The fields of a configuration: meaning, type, default and the values that each takes."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from nfnets_jax.errors import InputError
+from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.ranges import PROBABILITY, SHARE, Range
 
 
@@ -53,6 +52,8 @@ class Field:
             fits = value in self.takes
         return "" if fits else f"is {value!r}; it takes {self.allowed}"
 
+
+SCHEDULES = ("cosine", "linear", "exponential")
 
 _TYPES = {str: "text", bool: "True or False", tuple: "names"}
 
@@ -153,9 +154,7 @@ FIELDS: Fields = {
     "ema_decay": Field("of the parameters' moving average, a step; 0: no average", PROBABILITY),
     "optimizer": {
         "name": Field("sgd, rmsprop, or an optimizer that one of imports registers", str),
-        "schedule": Field(
-            "after the warm-up: cosine, linear or exponential", ("cosine", "linear", "exponential")
-        ),
+        "schedule": Field("after the warm-up: cosine, linear or exponential", SCHEDULES),
         "decay_rate": Field(
             "of schedule exponential: factor of each decay", Range(0, 1, above=True), 0.97
         ),
@@ -227,16 +226,21 @@ def problems(config: ConfigDict) -> list[str]:
     """
     found = []
     for name, field in walk():
-        value: Any = config
-        for part in name.split("."):
-            value = value.get(part, REQUIRED)
-            if value is REQUIRED:
-                found.append(f"{name} is missing")
-                break
-        else:
-            if problem := field.problem(value):
-                found.append(f"{name} {problem}")
+        value = _value(config, name)
+        problem = "is missing" if value is REQUIRED else field.problem(value)
+        if problem:
+            found.append(f"{name} {problem}")
     return found
+
+
+def _value(config: ConfigDict, name: str) -> Any:
+    """Returns the value of a field, ``REQUIRED`` if the configuration lacks it."""
+    value: Any = config
+    for part in name.split("."):
+        value = value.get(part, REQUIRED)
+        if value is REQUIRED:
+            break
+    return value
 
 
 def complete(fields: Fields, recipe: Mapping[str, Any], group: str = "") -> dict[str, Any]:
@@ -252,8 +256,7 @@ def complete(fields: Fields, recipe: Mapping[str, Any], group: str = "") -> dict
     """
     for name in recipe:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4) or list(fields)
-            raise InputError(f"no field {group + name!r}; nearest: {', '.join(near)}")
+            raise InputError(f"no field {group + name!r}; {nearest(name, fields)}")
     completed = {}
     for name, field in fields.items():
         if isinstance(field, Field):
@@ -273,11 +276,7 @@ def explain(config: ConfigDict | None = None) -> str:
     """
     lines = []
     for name, field in walk():
-        value: Any = field.default
-        if config is not None:
-            value = config
-            for part in name.split("."):
-                value = value[part]
+        value = field.default if config is None else _value(config, name)
         if isinstance(value, ConfigDict):
             value = ", ".join(f"{key}={entry}" for key, entry in value.items())
         takes = "" if field.takes is ConfigDict else f" ({field.allowed})"

@@ -23,11 +23,8 @@ def main() -> None:
     model = nfnets_jax.create_model(arguments.model, precision=arguments.precision)
     params, _ = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     network = freeze(model, params)
-    sharding = jax.sharding.SingleDeviceSharding(target.devices[0])
-    weights, images = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-        (network.weights, jax.ShapeDtypeStruct((16, 96, 96, 3), jnp.float32)),
-    )
+    photographs = jax.ShapeDtypeStruct((16, 96, 96, 3), jnp.float32)
+    weights, images = target.on_first_device((network.weights, photographs))
     policy = Policy(backend=target.backend)
     run = jax.jit(lambda weights, images: network.forward(weights, images, policy))
     kernels = program.count_kernels(str(run.lower(weights, images).compile().as_text()))

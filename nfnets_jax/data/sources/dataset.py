@@ -176,17 +176,14 @@ def open_split(
     """
     if name.startswith(_TFDS):
         return open_tfds_split(name.removeprefix(_TFDS), directory, split)
-    train, test, class_names = _open(name, directory, "", size)
-    sources = {"train": train, "test": test or train}
+    dataset = open_dataset(name, directory, size=size)
+    sources = {"train": dataset.train, "test": dataset.test or dataset.train}
     if (split or "test") not in sources:
         raise InputError(f"{name} has no split {split!r}; there are {', '.join(sources)}")
-    return sources[split or "test"], class_names
+    return sources[split or "test"], dataset.class_names
 
 
 def _open(name: str, directory: str, test_directory: str, size: int) -> Splits:
-    if name in _REGISTERED:
-        dataset = _REGISTERED[name]
-        return Splits(dataset.train, dataset.test, dataset.class_names)
     if name == "digits":
         return open_digits()
     if name.startswith(_TFDS):

@@ -83,16 +83,18 @@ def _image_files(directory: str, class_names: tuple[str, ...]) -> FolderSource:
     hidden, folders, empty = 0, 0, []
     for label, name in enumerate(class_names):
         before = len(files)
-        folder = Path(directory, name)
-        for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if entry.suffix.lower() not in IMAGE_SUFFIXES:
+        folder = os.path.join(directory, name)
+        # An entry knows whether it is a folder; a path would ask the disk, once for each file.
+        entries = os.scandir(folder) if os.path.isdir(folder) else ()
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
                 continue
             if _is_left_out(entry.name):
                 hidden += 1
             elif entry.is_dir():
                 folders += 1
             else:
-                files.append((str(entry), label))
+                files.append((entry.path, label))
         if len(files) == before:
             empty.append(name)
     if not files:
