@@ -44,6 +44,7 @@ class NFConvNetConfig:
     Attributes:
       width: channels of each group of two convolutions; each group halves the resolution.
       train_size, test_size: side of the square images, in pixels.
+      test_crop: how images are cropped for evaluation; CIFAR-10's are not.
       activation: a key of ``layers.ACTIVATION_GAINS``.
       dropout_rate: of the pooled features.
       logit_scale: factor of the logits.
@@ -57,6 +58,7 @@ class NFConvNetConfig:
     width: tuple[int, ...] = (64, 256, 256)
     train_size: int = 32
     test_size: int = 32
+    test_crop: str = "resize"
     activation: str = "gelu"
     dropout_rate: float = 0.0
     logit_scale: float = 0.125

@@ -72,7 +72,8 @@ def get_config(name: str = "efficientnet_b0") -> ConfigDict:
                 "image_size": variant.size,
                 "test_image_size": variant.size,
                 "test_margin": 32,
-                "crop": "inception",
+                "test_crop": "padded",
+                "crop": "distorted",
                 "flip": True,
             },
             "augment": {

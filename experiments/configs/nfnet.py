@@ -69,7 +69,8 @@ def get_config(name: str = "nfnet_f0") -> ConfigDict:
                 "image_size": variant.train_size,
                 "test_image_size": variant.test_size,
                 "test_margin": 32,
-                "crop": "inception",
+                "test_crop": "squash",
+                "crop": "distorted",
                 "flip": True,
             },
             "augment": {
@@ -77,6 +78,7 @@ def get_config(name: str = "nfnet_f0") -> ConfigDict:
                 "randaugment_magnitude": variant.randaugment_magnitude,
                 "mixup_alpha": 0.2,
                 "cutmix": True,
+                "mixtures_per_pair": 1,
             },
             "batch_size": BATCH_SIZE,
             "num_steps": EPOCHS * recipes.IMAGENET_IMAGES // BATCH_SIZE,

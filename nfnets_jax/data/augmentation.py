@@ -1,6 +1,8 @@
 """Augmentation of training images: the protocol of a transform, and the one that recipes use."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,16 +14,25 @@ from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.randaugment import randaugment
 from nfnets_jax.errors import InputError, nearest
 
-_CROPS = ("inception", "pad")
+# Random crops of photographs.
+_RANDOM_CROPS: Mapping[str, Callable[[Picture, int, np.random.Generator], np.ndarray]] = (
+    MappingProxyType(
+        {"distorted": transforms.distorted_crop, "inception": transforms.inception_crop}
+    )
+)
+CROPS = (*_RANDOM_CROPS, "pad")
 
 
 class Augmented(NamedTuple):
-    """Augmented images.
+    """Augmented images, one an example.
+
+    The own image of example ``i`` of ``B``, whose label comes first, is the one at position
+    ``i * images_per_example`` of those that are augmented.
 
     Attributes:
       images: ``[B, size, size, C]`` uint8.
-      partners: ``[B]``, the position in the batch of the image mixed into each; its own for none.
-      shares: ``[B]`` float32, each image's own share of the mixture; 1 where nothing is mixed.
+      partners: ``[B]``, the position of the image mixed into each; its own for none.
+      shares: ``[B]`` float32, the own image's share of the mixture; 1 where nothing is mixed.
     """
 
     images: np.ndarray
@@ -30,7 +41,7 @@ class Augmented(NamedTuple):
 
 
 class TrainTransform(Protocol):
-    """The transform that turns pictures into training images.
+    """The transform that turns pictures into training examples.
 
     ``train_batches`` takes any object with these members. It calls ``decode`` on each picture,
     stacks the results, and calls ``augment`` on them. Worker processes receive pickled copies, so
@@ -41,6 +52,11 @@ class TrainTransform(Protocol):
     @property
     def size(self) -> int:
         """Side of the images, pixels."""
+        ...
+
+    @property
+    def images_per_example(self) -> int:
+        """How many consecutive images, read for this example alone, ``augment`` makes one of."""
         ...
 
     @property
@@ -70,7 +86,8 @@ class TrainTransform(Protocol):
         """Augments images that are decoded and cropped.
 
         Args:
-          images: ``[B, size, size, C]`` uint8, a part of a batch; may be changed in place.
+          images: ``[B * images_per_example, size, size, C]`` uint8, those of a part of a batch; may
+            be changed in place.
           batch: index, epoch and random numbers of each image.
         """
         ...
@@ -82,7 +99,8 @@ class Augmentation:
 
     Attributes:
       size: side of the images, pixels.
-      crop: ``"inception"`` for photographs; ``"pad"`` for small images, used whole.
+      crop: one of ``CROPS``: ``"distorted"``, as published, or ``"inception"`` for photographs;
+        ``"pad"`` for small images, used whole.
       padding: largest shift with ``"pad"``, pixels.
       reflect: mirror the image into the border that a shift uncovers, instead of black.
       flip: flip half of the images left to right.
@@ -95,7 +113,7 @@ class Augmentation:
     """
 
     size: int
-    crop: str = "inception"
+    crop: str = "distorted"
     padding: int = 0
     reflect: bool = False
     flip: bool = False
@@ -104,8 +122,8 @@ class Augmentation:
     randaugment_magnitude: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.crop not in _CROPS:
-            raise InputError(f"no crop {self.crop!r} for training; there are {', '.join(_CROPS)}")
+        if self.crop not in CROPS:
+            raise InputError(f"no crop {self.crop!r} for training; there are {', '.join(CROPS)}")
         if self.randaugment_layers < 0 or self.randaugment_magnitude < 0:
             raise InputError(
                 "RandAugment takes layers and a magnitude from 0 on, not "
@@ -113,19 +131,24 @@ class Augmentation:
             )
 
     @property
+    def images_per_example(self) -> int:
+        """2 where a mixture has two images of its own, else 1."""
+        return 2 if self.mixing and self.mixing.mixtures_per_pair == 1 else 1
+
+    @property
     def group_size(self) -> int:
-        """2 where neighbours are mixed, else 1."""
-        return 2 if self.mixing else 1
+        """2 where two examples are mixtures of the same two images, else 1."""
+        return 2 if self.mixing and self.mixing.mixtures_per_pair == 2 else 1
 
     @property
     def random_crop(self) -> bool:
         """Whether the crop is random."""
-        return self.crop == "inception"
+        return self.crop in _RANDOM_CROPS
 
     def decode(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
         """Decodes and crops one picture, as ``TrainTransform`` has it."""
-        if self.crop == "inception":
-            return transforms.inception_crop(picture, self.size, rng)
+        if self.random_crop:
+            return _RANDOM_CROPS[self.crop](picture, self.size, rng)
         return resize(picture.pixels(), self.size, self.size)
 
     def augment(self, images: np.ndarray, batch: BatchContext) -> Augmented:
@@ -143,13 +166,14 @@ class Augmentation:
         return batch.uniform[:, 2] < 0.5
 
     def _mix(self, images: np.ndarray, batch: BatchContext) -> Augmented:
-        own, shares = np.arange(len(images)), np.ones(len(images), np.float32)
+        own = np.arange(0, len(images), self.images_per_example)
+        shares = np.ones(len(own), np.float32)
         if not self.mixing:
             return Augmented(images, own, shares)
-        partners, mixtures = own ^ 1, np.empty_like(images)
-        for i, partner in enumerate(partners):
-            pair, rng = batch.indices[i] // 2, batch.rng(i, Stream.MIX)
-            mixtures[i], shares[i] = self.mixing.mix(images[i], images[partner], pair, rng)
+        partners, mixtures = own ^ 1, np.empty_like(images[own])
+        for i, (first, second) in enumerate(zip(own.tolist(), partners.tolist(), strict=True)):
+            pair, rng = batch.indices[first] // 2, batch.rng(first, Stream.MIX)
+            mixtures[i], shares[i] = self.mixing.mix(images[first], images[second], pair, rng)
         return Augmented(mixtures, partners, shares)
 
     def _randaugment(self, images: np.ndarray, batch: BatchContext) -> np.ndarray:
@@ -158,7 +182,7 @@ class Augmentation:
             return images
         augmented = np.empty_like(images)
         for i, image in enumerate(images):
-            rng = batch.rng(i, Stream.RANDAUGMENT)
+            rng = batch.rng(i * self.images_per_example, Stream.RANDAUGMENT)
             augmented[i] = randaugment(image, layers, magnitude, rng)
         return augmented
 

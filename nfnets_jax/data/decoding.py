@@ -76,6 +76,7 @@ class Picture:
         """
         self._name = name
         self._jpeg: bytes | None = None
+        self._pixels: np.ndarray | None = None
         self._orientation = 1
         if isinstance(image, np.ndarray):
             self._pixels = image
@@ -110,28 +111,32 @@ class Picture:
             fraction of the time; each pixel is the mean of those it replaces.
 
         Returns:
-          ``[H, W, C]`` uint8.
+          ``[H, W, C]`` uint8; to be left unchanged, as the next call may return the same array.
 
         Raises:
           UnreadableImageError: the image is damaged.
         """
-        if self._jpeg is None:
-            return self._pixels
-        height, width = self.height, self.width
-        if self._orientation in _SIDEWAYS:
-            height, width = width, height
-        scaled: dict[str, Any] = {}
-        if shrink >= 2:
-            scaled["min_height"] = math.ceil(height / shrink)
-            scaled["min_width"] = math.ceil(width / shrink)
-            scaled["min_factor"] = 2
+        if self._jpeg is not None and shrink >= 2:
+            height, width = self.height, self.width
+            if self._orientation in _SIDEWAYS:
+                height, width = width, height
+            smallest = math.ceil(height / shrink), math.ceil(width / shrink)
+            return self._decoded_jpeg(
+                self._jpeg, min_height=smallest[0], min_width=smallest[1], min_factor=2
+            )
+        if self._pixels is None:
+            assert self._jpeg is not None
+            self._pixels = self._decoded_jpeg(self._jpeg)
+        return self._pixels
+
+    def _decoded_jpeg(self, jpeg: bytes, **scaled: Any) -> np.ndarray:
         with self._named_errors():
             try:
-                return self._upright(simplejpeg.decode_jpeg(self._jpeg, **scaled))
+                return self._upright(simplejpeg.decode_jpeg(jpeg, **scaled))
             except ValueError as error:
                 if "extraneous bytes" not in str(error):  # Harmless to the image.
                     raise
-            return self._upright(simplejpeg.decode_jpeg(self._jpeg, strict=False, **scaled))
+            return self._upright(simplejpeg.decode_jpeg(jpeg, strict=False, **scaled))
 
     def _size(self, encoded: bytes) -> tuple[int, int]:
         """Returns height and width, from the header."""
@@ -203,3 +208,28 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         return image
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     return resized.reshape(height, width, image.shape[2])
+
+
+def resize_part(
+    image: np.ndarray, part: tuple[float, float, float, float], size: int
+) -> np.ndarray:
+    """Resizes a part of an image to a square by Pillow's bicubic interpolation, antialiased.
+
+    Pixels beside the part count where the interpolation reaches them, as if the whole image were
+    resized and then cropped.
+
+    Args:
+      image: ``[H, W, C]`` uint8.
+      part: its left, top, right and bottom edge, pixels.
+      size: side of the result, pixels.
+
+    Returns:
+      ``[size, size, C]`` uint8.
+    """
+    # Pillow takes three channels at once in less time than one after the other.
+    bands = [image] if image.shape[2] == 3 else cv2.split(image)
+    resized = [
+        PIL.Image.fromarray(band).resize((size, size), PIL.Image.Resampling.BICUBIC, box=part)
+        for band in bands
+    ]
+    return np.dstack([np.asarray(band) for band in resized])

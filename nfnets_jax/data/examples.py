@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Protocol, TypedDict
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from nfnets_jax.data.augmentation import TrainTransform
 from nfnets_jax.data.batch_context import BatchContext, Stream
 from nfnets_jax.data.decoding import AS_USUAL, Picture, Reading
-from nfnets_jax.data.sources import ArraySource, Record, Source, fetch
+from nfnets_jax.data.sources import ArraySource, Source, fetch
 from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.errors import InputError, UnreadableImageError
 
@@ -68,7 +69,7 @@ class Examples(Protocol):
         ...
 
     def records(self, indices: np.ndarray) -> np.ndarray:
-        """Returns the positions in the source of the examples at some indices, ``[B]``."""
+        """Returns the positions in the source of the images of the examples at some indices."""
         ...
 
     def load(self, indices: np.ndarray) -> Batch:
@@ -80,34 +81,62 @@ class Examples(Protocol):
 class TrainExamples:
     """An endless sequence of training examples.
 
-    Each epoch holds every record once, in an order of its own. An example depends on the seed and
-    its index alone, and on the rest of its group if the transform combines a group.
+    Each epoch holds every record once, in an order of its own, or ``repeats`` times. An example
+    depends on the seed and its index alone, and on the rest of its group if the transform combines
+    a group.
 
     Attributes:
       source: the records to train on.
       transform: decodes and augments the images.
       seed: seed of the order and of the augmentation.
       reading: how files are read.
+      repeats: how often each record appears in a row, with different augmentations; those of a
+        group, or of an example with several images, take turns.
     """
 
     source: Source
     transform: TrainTransform
     seed: int
     reading: Reading = AS_USUAL
+    repeats: int = 1
 
     @property
     def group_size(self) -> int:
-        """Consecutive examples that the transform combines."""
-        return self.transform.group_size
+        """Consecutive examples that the transform combines, and all repetitions of their images."""
+        return self.transform.group_size * self.repeats
 
     def records(self, indices: np.ndarray) -> np.ndarray:
-        """Returns the positions in the source of the examples at some indices, ``[B]``."""
-        epochs, positions = np.divmod(indices, len(self.source))
-        records = np.empty_like(indices)
+        """Returns the positions in the source of the images of the examples at some indices.
+
+        Args:
+          indices: ``[B]``.
+
+        Returns:
+          ``[B * images_per_example]``.
+        """
+        return self._records_and_epochs(self._images(indices))[0]
+
+    def _images(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the positions of the examples' images in the endless order of training."""
+        count = self.transform.images_per_example
+        return (indices[:, None] * count + np.arange(count)).ravel()
+
+    def _records_and_epochs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # For groups a b and c d, each repeated twice: a b a b c d c d.
+        repeated, within = np.divmod(images, self._distinct * self.repeats)
+        epochs, positions = np.divmod(
+            repeated * self._distinct + within % self._distinct, len(self.source)
+        )
+        records = np.empty_like(images)
         for epoch in np.unique(epochs):
             order = _epoch_order(len(self.source), self.seed, int(epoch))
             records[epochs == epoch] = order[positions[epochs == epoch]]
-        return records
+        return records, epochs
+
+    @property
+    def _distinct(self) -> int:
+        """Images that are repeated together, as those that are mixed with each other differ."""
+        return self.transform.group_size * self.transform.images_per_example
 
     def load(self, indices: np.ndarray) -> TrainBatch:
         """Loads the examples at some indices, ``[B]``: consecutive, in whole groups.
@@ -115,12 +144,14 @@ class TrainExamples:
         Raises:
           InputError: a hundred images in a row cannot be read.
         """
-        batch = BatchContext(self.seed, indices, self.records(indices), len(self.source))
+        positions = self._images(indices)
+        records, epochs = self._records_and_epochs(positions)
+        batch = BatchContext(self.seed, positions, records, len(self.source), epochs)
         images, labels, unreadable = self._read(batch)
         augmented = self.transform.augment(images, batch)
         return TrainBatch(
             image=augmented.images,
-            label=labels,
+            label=labels[:: self.transform.images_per_example],
             other_label=labels[augmented.partners],
             share=augmented.shares,
             unreadable=np.array(unreadable, str),
@@ -137,26 +168,37 @@ class TrainExamples:
             return source.images[batch.records], source.labels[batch.records].astype(np.int32), []
         images, labels = [], np.empty(len(batch.indices), np.int32)
         unreadable: list[str] = []
-        for i, record in enumerate(fetch(source, batch.records.tolist())):
+        distinct = np.unique(batch.records).tolist()
+        records = dict(zip(distinct, fetch(source, distinct), strict=True))
+
+        @functools.lru_cache(maxsize=self._distinct)  # So that a repeated image is decoded once.
+        def opened(position: int) -> tuple[Picture, int]:
+            record = records[position] if position in records else source[position]
+            return Picture(record["image"], record["name"], self.reading), record["label"]
+
+        for i, position in enumerate(batch.records.tolist()):
             rng = batch.rng(i, Stream.CROP)
-            image, labels[i] = self._decode(record, int(batch.records[i]), rng, unreadable)
+            image, labels[i] = self._decode(opened, position, rng, unreadable)
             images.append(image)
         return np.stack(images), labels, unreadable
 
     def _decode(
-        self, record: Record, position: int, rng: np.random.Generator, unreadable: list[str]
+        self,
+        opened: Callable[[int], tuple[Picture, int]],
+        position: int,
+        rng: np.random.Generator,
+        unreadable: list[str],
     ) -> tuple[np.ndarray, int]:
         """Returns the image and label of a record, or of the next one that can be read.
 
         Appends a message to ``unreadable`` for each record that cannot.
         """
-        for step in range(1, _MAX_SKIPPED + 1):
+        for step in range(_MAX_SKIPPED):
             try:
-                picture = Picture(record["image"], record["name"], self.reading)
-                return self.transform.decode(picture, rng), record["label"]
+                picture, label = opened((position + step) % len(self.source))
+                return self.transform.decode(picture, rng), label
             except UnreadableImageError as error:
                 unreadable.append(str(error))
-                record = self.source[(position + step) % len(self.source)]
         raise InputError(
             f"{_MAX_SKIPPED} images in a row cannot be read, the last: {unreadable[-1]}"
         )

@@ -13,25 +13,29 @@ from nfnets_jax.errors import InputError
 class Mixing:
     """The mixing of neighbours in pairs: the first with the second, the third with the fourth.
 
-    Each image of a pair becomes a mixture of its own. With MixUp and CutMix both on, pairs
-    alternate between them (Brock et al. 2021b, arXiv:2102.06171, section 6.1). An object that mixes
-    nothing is false.
+    With MixUp and CutMix both on, pairs alternate between them (Brock et al. 2021b,
+    arXiv:2102.06171, section 6.1). An object that mixes nothing is false.
 
     Attributes:
       mixup_alpha: of the distribution Beta(alpha, alpha) of shares (Zhang et al. 2018,
         arXiv:1710.09412); 0 for no MixUp.
       cutmix: whether to mix by CutMix (Yun et al. 2019, arXiv:1905.04899).
+      mixtures_per_pair: 1, so that no image is in two mixtures, as NFNets are trained; 2 makes a
+        mixture of each image with its neighbour, of half as many images to read.
 
     Raises:
-      InputError: ``mixup_alpha`` is negative or not finite.
+      InputError: ``mixup_alpha`` is negative or not finite, or the mixtures are neither 1 nor 2.
     """
 
     mixup_alpha: float = 0.0
     cutmix: bool = False
+    mixtures_per_pair: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.mixup_alpha < math.inf:
             raise InputError(f"mixup_alpha is {self.mixup_alpha}; it takes a number from 0 on")
+        if self.mixtures_per_pair not in (1, 2):
+            raise InputError(f"mixtures_per_pair is {self.mixtures_per_pair}; it takes 1 or 2")
 
     def __bool__(self) -> bool:
         return self.mixup_alpha > 0 or self.cutmix
@@ -66,22 +70,29 @@ def cutmix(
 ) -> tuple[np.ndarray, float]:
     """Pastes a rectangle of another image, with the image's proportions, onto an image.
 
+    The rectangle extends by whole pixels from its center, equally far to either side, as NFNets
+    are trained.
+
     Args:
       image: ``[H, W, C]`` uint8.
       other: ``[H, W, C]`` uint8.
       share: of the image that stays visible if the whole rectangle lies inside.
-      center: row and column of the rectangle's center, pixels.
+      center: row and column of the rectangle's center, pixels, rounded down.
 
     Returns:
       The mixture, ``[H, W, C]`` uint8, and the share of the image that stays visible.
     """
     height, width = image.shape[:2]
-    side = math.sqrt(1 - share) / 2
     rows, columns = (
-        slice(max(0, round(at - side * length)), min(length, round(at + side * length)))
+        _around(int(at), int(math.sqrt(1 - share) * length) // 2, length)
         for at, length in zip(center, (height, width), strict=True)
     )
     mixture = image.copy()
     mixture[rows, columns] = other[rows, columns]
     covered = (rows.stop - rows.start) * (columns.stop - columns.start)
     return mixture, 1 - covered / (height * width)
+
+
+def _around(center: int, half: int, length: int) -> slice:
+    """Returns the part of a side that is within ``half`` pixels of a place on it."""
+    return slice(max(0, center - half), min(length, center + half))

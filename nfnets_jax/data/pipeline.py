@@ -64,27 +64,34 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     reading: Reading = AS_USUAL,
+    repeats: int = 1,
 ) -> Batches:
     """Returns endless training batches; each epoch holds every record once, in a new order.
 
     Args:
       source: the records to train on.
       transform: decodes and augments the images, such as an ``Augmentation``.
-      batch_size: over all hosts; a multiple of their number times the transform's group size.
+      batch_size: over all hosts; a multiple of their number times the transform's group size and
+        the repetitions.
       seed: seed of the order and of the augmentation.
       process_index, process_count: which host's share to load.
       reading: how files are read.
+      repeats: how often each record appears in a batch, with different augmentations (Hoffer et al.
+        2019, arXiv:1901.09335).
 
     Raises:
-      InputError: the batch cannot be split over the hosts in whole groups.
+      InputError: the batch cannot be split over the hosts in whole groups, or ``repeats`` is less
+        than 1.
     """
-    multiple = transform.group_size * process_count
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}; it takes a whole number from 1 on")
+    examples = TrainExamples(source, transform, seed, reading, repeats)
+    multiple = examples.group_size * process_count
     if batch_size % multiple:
         raise InputError(
             f"batch_size {batch_size} cannot be split over {process_count} processes in groups of "
-            f"{transform.group_size} images; take a multiple of {multiple}"
+            f"{examples.group_size} images; take a multiple of {multiple}"
         )
-    examples = TrainExamples(source, transform, seed, reading)
     return Batches(examples, batch_size, None, process_index, process_count)
 
 

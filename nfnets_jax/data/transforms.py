@@ -8,12 +8,74 @@ from types import MappingProxyType
 import cv2
 import numpy as np
 
-from nfnets_jax.data.decoding import Picture, resize
+from nfnets_jax.data.decoding import Picture, resize, resize_part
 from nfnets_jax.errors import InputError
 
-_INCEPTION_ATTEMPTS = 10
+_ATTEMPTS = 10
+# Of a random crop: shares of the picture's area, and widths over heights.
+_SMALLEST_AREA, _SMALLEST_PART = 0.08, 0.1
+_RATIOS = 3 / 4, 4 / 3
+# Pixels around the crop that replaces a random one, both sides together, at the size of the result.
+_PADDING = 32
 # Of an image's sides, which is resized whole.
 _LARGEST_RATIO = 16
+
+# Top, left, height and width of a part of a picture, pixels.
+Box = tuple[int, int, int, int]
+
+
+def distorted_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Crops a random part of a picture to a square, as NFNets are trained.
+
+    The part is a ``distorted_box``, or where there is none the central square that
+    ``padded_center_crop`` shows at a margin of 32 pixels.
+
+    Args:
+      picture: decoded at a fraction of its resolution where that suffices.
+      size: side of the result, pixels.
+      rng: random numbers of this image.
+
+    Returns:
+      ``[size, size, C]`` uint8.
+    """
+    box = distorted_box(picture.height, picture.width, rng)
+    return _resized(
+        picture, box or _padded_box(picture.height, picture.width, size, _PADDING), size
+    )
+
+
+def distorted_box(height: int, width: int, rng: np.random.Generator) -> Box | None:
+    """Draws a part of a picture as TensorFlow's ``sample_distorted_bounding_box`` draws it.
+
+    The width over the height is uniform in [3/4, 4/3]. Then the height is uniform between that of
+    8% of the area and the largest that fits, so that small parts are more frequent than large
+    ones. A part below 10% of the area is drawn again, up to ten times in all, as NFNets are trained
+    with ``min_object_covered=0.1``.
+
+    Args:
+      height, width: of the picture, pixels.
+      rng: random numbers of this image.
+
+    Returns:
+      Top, left, height and width; None if ten parts are too small, or if the part is the whole
+      picture.
+    """
+    area = height * width
+    for _ in range(_ATTEMPTS):
+        ratio = rng.uniform(*_RATIOS)
+        # The largest height whose width, height times ratio, rounds to at most the picture's.
+        fitting = math.ceil((width + 0.5) / ratio) - 1
+        largest = min(round(math.sqrt(area / ratio)), height, fitting)
+        smallest = min(round(math.sqrt(_SMALLEST_AREA * area / ratio)), largest)
+        h = int(rng.integers(smallest, largest + 1))
+        w = min(round(h * ratio), width)
+        if h * w >= max(1, _SMALLEST_PART * area):
+            if (h, w) == (height, width):
+                return None
+            # TensorFlow draws from as many places as there are pixels over, so never the last.
+            top, left = (int(rng.integers(max(1, over))) for over in (height - h, width - w))
+            return top, left, h, w
+    return None
 
 
 def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -31,7 +93,12 @@ def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.
     Returns:
       ``[size, size, C]`` uint8.
     """
-    top, left, height, width = _inception_box(picture.height, picture.width, rng)
+    return _resized(picture, _inception_box(picture.height, picture.width, rng), size)
+
+
+def _resized(picture: Picture, box: Box, size: int) -> np.ndarray:
+    """Resizes a part of a picture, decoded at a fraction of its resolution where that suffices."""
+    top, left, height, width = box
     pixels = picture.pixels(shrink=min(height, width) / size)
     scale = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
     rows = slice(round(top * scale[0]), round((top + height) * scale[0]))
@@ -39,11 +106,10 @@ def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.
     return resize(pixels[rows, columns], size, size)
 
 
-def _inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draws the part's top, left, height and width, pixels."""
-    for _ in range(_INCEPTION_ATTEMPTS):
-        area = height * width * rng.uniform(0.08, 1.0)
-        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+def _inception_box(height: int, width: int, rng: np.random.Generator) -> Box:
+    for _ in range(_ATTEMPTS):
+        area = height * width * rng.uniform(_SMALLEST_AREA, 1.0)
+        ratio = math.exp(rng.uniform(math.log(_RATIOS[0]), math.log(_RATIOS[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
@@ -101,16 +167,33 @@ def _without_excess(image: np.ndarray) -> np.ndarray:
     return image[top : top + longest, left : left + longest]
 
 
+def squashed_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
+    """Resizes both sides to ``size + margin`` pixels and crops the central square.
+
+    The result shows ``size / (size + margin)`` of either side, and its pixels are those of Pillow's
+    bicubic interpolation.
+    """
+    height, width = image.shape[:2]
+    whole, start = size + margin, (margin + 1) // 2
+    left, right = (edge * width / whole for edge in (start, start + size))
+    top, bottom = (edge * height / whole for edge in (start, start + size))
+    return resize_part(image, (left, top, right, bottom), size)
+
+
 def padded_center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
     """Crops the same part of the image as ``center_crop``, then resizes it."""
-    height, width = image.shape[:2]
-    side = max(1, round(min(height, width) * size / (size + margin)))
-    top, left = (height - side + 1) // 2, (width - side + 1) // 2
-    return resize(image[top : top + side, left : left + side], size, size)
+    top, left, height, width = _padded_box(image.shape[0], image.shape[1], size, margin)
+    return resize(image[top : top + height, left : left + width], size, size)
+
+
+def _padded_box(height: int, width: int, size: int, margin: int) -> Box:
+    """Returns the central square of ``size / (size + margin)`` of the shorter side."""
+    side = max(1, min(height, width) * size // (size + margin))
+    return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
 EVAL_CROPS: Mapping[str, Callable[[np.ndarray, int, int], np.ndarray]] = MappingProxyType(
-    {"resize": center_crop, "padded": padded_center_crop}
+    {"resize": center_crop, "squash": squashed_crop, "padded": padded_center_crop}
 )
 
 
@@ -118,13 +201,14 @@ def eval_crop(image: np.ndarray, size: int, margin: int = 0, crop: str = "resize
     """Crops and resizes an image for evaluation.
 
     The result shows the central square whose side is ``size / (size + margin)`` of the image's
-    shorter side.
+    shorter side; with ``"squash"``, the central rectangle of that share of both sides.
 
     Args:
       image: ``[H, W, C]`` uint8.
       size: side of the result, pixels.
       margin: pixels that are cropped from the resized image's shorter side, both ends together.
-      crop: ``"resize"`` the image before cropping, or crop the ``"padded"`` center first.
+      crop: a key of ``EVAL_CROPS``: ``"resize"`` the shorter side before cropping, or ``"squash"``
+        both sides, or crop the ``"padded"`` center first.
 
     Returns:
       ``[size, size, C]`` uint8.
@@ -143,7 +227,7 @@ class CenterCrop:
     Attributes:
       size: side of the result, pixels.
       margin: pixels that are cropped from the resized image's shorter side, both ends together.
-      crop: ``"resize"`` the image before cropping, or crop the ``"padded"`` center first.
+      crop: a key of ``EVAL_CROPS``, as ``eval_crop`` takes it.
 
     Raises:
       InputError: no crop has this name.

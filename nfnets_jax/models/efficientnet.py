@@ -73,6 +73,7 @@ class EfficientNetConfig:
       width_factor: channels over those of B0.
       depth_factor: blocks of each stage over those of B0.
       train_size, test_size: published side of the square images, in pixels.
+      test_crop: how images are cropped for evaluation, as published.
       dropout_rate: of the pooled features.
       stochastic_depth_rate: probability of dropping a block's branch; it rises from 0 at the first
         block in proportion to the number of blocks before it. Training scales kept branches up, as
@@ -98,6 +99,7 @@ class EfficientNetConfig:
     stages: tuple[Stage, ...] = _STAGES
     sync_axis: str = ""
     remat: str = "none"
+    test_crop: str = "padded"
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)

@@ -39,6 +39,7 @@ def _variant(
         strides=(2, 2, 2, 2),
         train_size=train_size,
         test_size=test_size,
+        test_crop="padded",
         dropout_rate=dropout_rate,
         stochastic_depth_rate=0.1,
         expansion=2.25,

@@ -24,6 +24,7 @@ _config = functools.partial(
     block_name="nf_res_block",
     spatial=("conv1",),
     pools_shortcut=False,
+    test_crop="padded",
 )
 
 _DEPTHS = {

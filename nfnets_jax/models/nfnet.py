@@ -217,6 +217,7 @@ class NFNetConfig:
       stem: (output channels, stride) of each convolution before the first stage.
       strides: of each stage's first block.
       train_size, test_size: published side of the square images, in pixels.
+      test_crop: how images are cropped for evaluation, as published.
       dropout_rate: of the pooled features.
       stochastic_depth_rate: probability of dropping a block's branch; it rises from 0 at the first
         block in proportion to the number of blocks before it.
@@ -282,6 +283,7 @@ class NFNetConfig:
     block: Callable[..., hk.Module] = NFBlock
     looped_blocks: int = 6
     remat: str = "none"
+    test_crop: str = "squash"
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)

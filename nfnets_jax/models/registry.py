@@ -54,6 +54,10 @@ class NetworkConfig(Protocol):
     def test_size(self) -> int:
         """Side of the square test images, in pixels."""
 
+    @property
+    def test_crop(self) -> str:
+        """How images are cropped for evaluation, as ``data.test_crop`` names it."""
+
     def network(self, num_classes: int, policy: Policy, prepared: bool) -> Any:
         """Makes the ``Network``, inside a ``hk.transform``.
 
@@ -83,6 +87,7 @@ class ModuleConfig:
     Attributes:
       module: ``num_classes -> Network``; a ``hk.Module`` class, for example.
       train_size, test_size: side of the square images, in pixels.
+      test_crop: how images are cropped for evaluation, as ``data.test_crop`` names it.
       classifier, first_conv: full names of the modules of the classifier and of the first
         convolution, if the network has them.
     """
@@ -90,6 +95,7 @@ class ModuleConfig:
     module: Callable[[int], Any]
     train_size: int = 224
     test_size: int = 224
+    test_crop: str = "resize"
     classifier: str = "linear"
     first_conv: str = ""
     layer_stacks: tuple[LayerStack, ...] = ()
@@ -165,7 +171,7 @@ class Model:
         """The images that the model expects: sizes, normalization, crop."""
         config = self.config
         return DataConfig(
-            config.train_size, config.test_size, IMAGENET_MEAN, IMAGENET_STD, "resize"
+            config.train_size, config.test_size, IMAGENET_MEAN, IMAGENET_STD, config.test_crop
         )
 
     def init(

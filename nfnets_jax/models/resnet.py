@@ -58,6 +58,7 @@ class ResNetConfig:
       small_images: whether the stem is one 3x3 convolution that keeps the resolution.
       se_ratio: hidden units of squeeze-excite over its channels; 0 leaves squeeze-excite out.
       train_size, test_size: published side of the square images, in pixels.
+      test_crop: how images are cropped for evaluation, as published.
       dropout_rate: of the pooled features.
       stochastic_depth_rate: probability of dropping a block's branch; it rises from 0 at the first
         block in proportion to the number of blocks before it.
@@ -87,6 +88,7 @@ class ResNetConfig:
     normalization: str = "batch"
     sync_axis: str = ""
     remat: str = "none"
+    test_crop: str = "padded"
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)

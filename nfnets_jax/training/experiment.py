@@ -246,7 +246,7 @@ def _create_batches(
         padding=data.padding,
         reflect=data.reflect,
         flip=data.flip,
-        mixing=Mixing(augment.mixup_alpha, augment.cutmix),
+        mixing=Mixing(augment.mixup_alpha, augment.cutmix, augment.mixtures_per_pair),
         randaugment_layers=augment.randaugment_layers,
         randaugment_magnitude=augment.randaugment_magnitude,
     )
@@ -256,7 +256,12 @@ def _create_batches(
         "reading": _reading(config),
     }
     train_batches = pipeline.train_batches(
-        dataset.train, augmentation, config.batch_size, config.seed, **common
+        dataset.train,
+        augmentation,
+        config.batch_size,
+        config.seed,
+        repeats=data.repeats,
+        **common,
     )
     if not dataset.test:
         return train_batches, None

@@ -105,16 +105,25 @@ FIELDS: Fields = {
             "pixels to crop from a resized test image, both sides together", _PIXELS, 0
         ),
         "test_crop": Field(
-            "resize, then crop the center; padded: crop, then resize",
-            ("resize", "padded"),
+            "resize the shorter side, then crop the center; squash: resize both sides, then crop; "
+            "padded: crop, then resize",
+            ("resize", "squash", "padded"),
             "resize",
         ),
         "crop": Field(
-            "inception, for photographs; pad, for images that are already cut", ("inception", "pad")
+            "distorted, as TensorFlow draws it, or inception, for photographs; pad, for images "
+            "that are already cut",
+            ("distorted", "inception", "pad"),
+            "distorted",
         ),
         "padding": Field("of crop pad: largest shift, pixels", _PIXELS, 0),
         "reflect": Field("of crop pad: fill the edges with reflections, not black", bool, False),
         "flip": Field("mirror half of the training images, left to right", bool, False),
+        "repeats": Field(
+            "how often an image appears in a batch, each time with another augmentation",
+            Range(1, 1024, whole=True),
+            1,
+        ),
         "num_workers": Field(
             "processes that read images; 0: threads read them", Range(0, 1024, whole=True), 0
         ),
@@ -138,6 +147,11 @@ FIELDS: Fields = {
             "parameter of MixUp's beta distribution; 0: no MixUp", Range(0, 1000), 0.0
         ),
         "cutmix": Field("with MixUp, pairs of images take turns", bool, False),
+        "mixtures_per_pair": Field(
+            "of two images that are mixed: 1, as published; 2 reads half as many images",
+            Range(1, 2, whole=True),
+            1,
+        ),
     },
     "batch_size": Field("images a step, over all devices and hosts", Range(1, 2**20, whole=True)),
     "num_steps": Field("steps of the run", _STEPS),

@@ -1,8 +1,9 @@
 """The workdir of a run: the configuration and the class names that belong to it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ml_collections
@@ -28,6 +29,9 @@ _FREE_FIELDS = frozenset(
         "data.max_unreadable",
     }
 )
+
+# The values of fields in runs that are older than the fields, where they can differ from now.
+_EARLIER: Mapping[str, Any] = MappingProxyType({"data.repeats": 1, "augment.mixtures_per_pair": 2})
 
 
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -62,7 +66,8 @@ def write_class_names(workdir: Path, names: Sequence[str]) -> None:
 
 def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
     try:
-        before = _flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+        written = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        before = {**_EARLIER, **_flatten(written)}
     except (OSError, ValueError) as error:
         raise InputError(
             f"{workdir} has checkpoints but no readable config.json: use another workdir"

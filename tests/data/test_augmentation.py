@@ -43,15 +43,39 @@ def test_mixed_images_carry_both_labels_and_the_share() -> None:
     np.testing.assert_array_equal(unmixed["other_label"], unmixed["label"])
     np.testing.assert_array_equal(unmixed["share"], 1)
 
-    mixed = batch(source, Augmentation(8, "pad", mixing=Mixing(0.2, True)), 40)
+    mixing = Mixing(0.2, True, mixtures_per_pair=2)
+    mixed = batch(source, Augmentation(8, "pad", mixing=mixing), 40)
     np.testing.assert_array_equal(mixed["label"], unmixed["label"])
     pairs = mixed["label"].reshape(-1, 2)
     np.testing.assert_array_equal(mixed["other_label"].reshape(-1, 2), pairs[:, ::-1])
-    expected = 5 * (mixed["share"] * mixed["label"] + (1 - mixed["share"]) * mixed["other_label"])
-    np.testing.assert_allclose(mixed["image"].mean(axis=(1, 2, 3)), expected, atol=0.6)
-    by_mixup = mixed["image"].reshape(40, -1).std(axis=1) == 0
+    by_mixup = check_shares(mixed)
     assert by_mixup.reshape(-1, 2)[::2].all()
     assert not by_mixup.reshape(-1, 2)[1::2].all()
+
+
+def check_shares(mixed: dict[str, np.ndarray]) -> np.ndarray:
+    """Compares each mixture's mean with its labels; returns which have one level, by MixUp."""
+    images, share = mixed["image"], mixed["share"]
+    expected = 5 * (share * mixed["label"] + (1 - share) * mixed["other_label"])
+    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), expected, atol=0.6)
+    return images.reshape(len(images), -1).std(axis=1) == 0
+
+
+def test_no_image_is_in_two_mixtures() -> None:
+    """A batch is made of twice as many images, half of them by MixUp, the others by CutMix.
+
+    So does the authors' code: deepmind-research, nfnets/dataset.py, ``my_mixup_cutmix``.
+    """
+    levels = np.repeat(np.arange(40, dtype=np.uint8) * 5, 8 * 8 * 3).reshape(40, 8, 8, 3)
+    source = ArraySource(levels, np.arange(40))
+    augmentation = Augmentation(8, "pad", mixing=Mixing(0.2, True))
+    mixed = batch(source, augmentation, 20)
+    assert mixed["image"].shape == (20, 8, 8, 3)
+    labels = np.concatenate([mixed["label"], mixed["other_label"]])
+    assert sorted(labels) == list(range(40))
+    by_mixup = check_shares(mixed)
+    assert by_mixup[::2].all()
+    assert not by_mixup[1::2].all()
 
 
 def test_randaugment_comes_after_mixing() -> None:
@@ -59,9 +83,9 @@ def test_randaugment_comes_after_mixing() -> None:
     mixing = Augmentation(8, "pad", mixing=Mixing(0.2))
     mixed = batch(source, mixing, 40)["image"]
     both = dataclasses.replace(mixing, randaugment_layers=1, randaugment_magnitude=10)
-    context = BatchContext(0, np.arange(40), np.arange(40), 40)
+    context = BatchContext(0, np.arange(80), np.arange(80) % 40, 40)
     expected = [
-        randaugment(image, 1, 10, context.rng(i, Stream.RANDAUGMENT))
+        randaugment(image, 1, 10, context.rng(2 * i, Stream.RANDAUGMENT))
         for i, image in enumerate(mixed)
     ]
     np.testing.assert_array_equal(batch(source, both, 40)["image"], expected)
@@ -73,6 +97,7 @@ class Average:
     """A transform of its own: the mean of three neighbours, and the epoch in a pixel."""
 
     size: int = 8
+    images_per_example: int = 1
     group_size: int = 3
     random_crop: bool = True
 
@@ -103,7 +128,7 @@ def test_any_object_with_the_members_of_the_protocol_is_a_transform() -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="no crop 'centre' for training; there are inception, pad"):
+    with pytest.raises(InputError, match="no crop 'centre' for training; there are distorted, "):
         Augmentation(8, "centre")
     with pytest.raises(InputError, match="layers and a magnitude from 0 on, not -1 and 5"):
         Augmentation(8, randaugment_layers=-1, randaugment_magnitude=5)

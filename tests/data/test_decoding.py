@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from nfnets_jax.data.decoding import Picture, Reading, resize
-from nfnets_jax.data.transforms import eval_crop, inception_crop
+from nfnets_jax.data.transforms import EVAL_CROPS, distorted_crop, eval_crop, inception_crop
 from nfnets_jax.errors import UnreadableImageError
 
 
@@ -169,10 +169,11 @@ def test_photographs_are_turned_on_request(orientation: int, kind: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 65_500), (65_500, 1), (2, 9_000), (1, 1)])
 def test_images_of_extreme_shapes_are_cropped(shape: tuple[int, int]) -> None:
     image = np.full((*shape, 3), 77, np.uint8)
-    for crop in ("resize", "padded"):
+    for crop in EVAL_CROPS:
         assert np.unique(eval_crop(image, 64, 8, crop)).tolist() == [77]
     rng = np.random.default_rng(0)
-    assert inception_crop(Picture(image, "it"), 64, rng).shape == (64, 64, 3)
+    for random_crop in (inception_crop, distorted_crop):
+        assert random_crop(Picture(image, "it"), 64, rng).shape == (64, 64, 3)
 
 
 SMALL = smooth(20, 28)

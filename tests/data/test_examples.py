@@ -1,7 +1,11 @@
+import io
+
 import numpy as np
+import PIL.Image
 import pytest
 
-from nfnets_jax.data.augmentation import Augmentation
+from nfnets_jax.data import decoding
+from nfnets_jax.data.augmentation import CROPS, Augmentation
 from nfnets_jax.data.examples import EvalExamples, TrainExamples
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.sources import Record
@@ -27,30 +31,33 @@ def test_each_epoch_holds_every_record_once_in_another_order() -> None:
     assert list(epochs[0]) != list(epochs[1]) != list(range(30))
 
 
-@pytest.mark.parametrize("crop", ["inception", "pad"])
-@pytest.mark.parametrize("size", [8, 6])
-def test_an_example_depends_on_the_seed_and_its_index_alone(crop: str, size: int) -> None:
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize(("size", "mixtures", "repeats"), [(8, 1, 1), (6, 2, 1), (8, 2, 3)])
+def test_an_example_depends_on_the_seed_and_its_index_alone(
+    crop: str, size: int, mixtures: int, repeats: int
+) -> None:
     augmentation = Augmentation(
         size,
         crop,
         padding=1,
         flip=True,
-        mixing=Mixing(0.2, True),
+        mixing=Mixing(0.2, True, mixtures),
         randaugment_layers=2,
         randaugment_magnitude=5,
     )
-    examples = TrainExamples(numbered(20), augmentation, seed=3)
-    whole = load(examples, 0, 16)
-    for start, length in ((0, 2), (6, 4), (10, 6)):
+    examples = TrainExamples(numbered(20), augmentation, seed=3, repeats=repeats)
+    whole = load(examples, 0, 30)
+    group = examples.group_size
+    for start, length in ((0, group), (3 * group, 2 * group), (2 * group, 3 * group)):
         part = load(examples, start, length)
         for name, array in part.items():
             if name != "unreadable":
                 np.testing.assert_array_equal(array, whole[name][start : start + length])
-    other = load(TrainExamples(numbered(20), augmentation, seed=4), 0, 16)
+    other = load(TrainExamples(numbered(20), augmentation, seed=4), 0, 30)
     assert np.any(other["image"] != whole["image"])
 
 
-@pytest.mark.parametrize("crop", ["inception", "pad"])
+@pytest.mark.parametrize("crop", CROPS)
 def test_reading_images_in_memory_together_changes_nothing(crop: str) -> None:
     class OneByOne:
         def __len__(self) -> int:
@@ -74,6 +81,48 @@ def test_each_epoch_augments_a_record_differently() -> None:
     epochs = [load(examples, start, 8) for start in (0, 8)]
     first, second = (batch["image"][np.argsort(batch["label"])] for batch in epochs)
     assert np.any(first != second)
+
+
+@pytest.mark.parametrize("mixing", [Mixing(), Mixing(20), Mixing(20, mixtures_per_pair=2)])
+def test_repeated_images_are_augmented_differently(mixing: Mixing) -> None:
+    """Each record is in every batch ``repeats`` times or not at all, and never twice in a mixture.
+
+    arXiv:2310.16764, section 3, fine-tunes NFNets with four repetitions.
+    """
+    augmentation = Augmentation(8, "distorted", mixing=mixing)
+    examples = TrainExamples(numbered(20, size=40), augmentation, seed=0, repeats=4)
+    count = 20 * 4 // augmentation.images_per_example
+    counts = np.zeros(20, int)
+    for start in range(0, count, 8):
+        batch = load(examples, start, 8)
+        labels = [batch["label"]]
+        if mixing:
+            assert np.all(batch["label"] != batch["other_label"])
+            if augmentation.images_per_example == 2:
+                labels.append(batch["other_label"])
+        found = np.bincount(np.concatenate(labels), minlength=20)
+        assert set(found) == {0, 4}
+        counts += found
+        assert len({image.tobytes() for image in batch["image"]}) == 8
+    assert set(counts) == {4}
+
+
+def test_a_repeated_photograph_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    jpeg = io.BytesIO()
+    PIL.Image.fromarray(numbered(1, size=12).images[0]).save(jpeg, "JPEG")
+    decoded = []
+    decode = decoding.simplejpeg.decode_jpeg
+
+    def counted(jpeg: bytes) -> np.ndarray:
+        decoded.append(jpeg)
+        return decode(jpeg)
+
+    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", counted)
+    source = [Record(image=jpeg.getvalue(), label=label, name="it") for label in range(6)]
+    for repeats, times in ((1, 12), (4, 3)):
+        decoded.clear()
+        load(TrainExamples(source, Augmentation(8), seed=0, repeats=repeats), 0, 12)
+        assert len(decoded) == times
 
 
 def test_the_next_readable_record_replaces_a_damaged_one() -> None:

@@ -20,6 +20,9 @@ def test_cutmix_pastes_a_rectangle_of_the_images_proportions() -> None:
     np.testing.assert_array_equal(mixture[5:15, 8:22], 0)
     assert share == pytest.approx(mixture.mean() / 255)
     assert share == pytest.approx(0.75, abs=0.03)
+    mixture, _ = cutmix(WHITE, BLACK, 1 - 0.36, (10.9, 15.9))  # 12 and 18 pixels, from 4 and 6 on.
+    assert np.argwhere(mixture[..., 0] == 0).min(axis=0).tolist() == [4, 6]
+    assert np.argwhere(mixture[..., 0] == 0).max(axis=0).tolist() == [15, 23]
     mixture, share = cutmix(WHITE, BLACK, 0.75, (0, 0))  # Three quarters of it lie outside.
     assert share == pytest.approx(1 - 0.25 / 4, abs=0.02)
     assert share == pytest.approx(mixture.mean() / 255)
@@ -49,3 +52,5 @@ def test_no_mixing_is_false_and_a_negative_alpha_is_refused() -> None:
     assert Mixing(cutmix=True)
     with pytest.raises(InputError, match="mixup_alpha is -1"):
         Mixing(mixup_alpha=-1)
+    with pytest.raises(InputError, match="mixtures_per_pair is 3; it takes 1 or 2"):
+        Mixing(mixtures_per_pair=3)

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -21,21 +22,31 @@ AUGMENTATION = Augmentation(
 
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
-def test_any_number_of_processes_loads_the_same_batches(processes: int) -> None:
+@pytest.mark.parametrize(("mixtures", "repeats"), [(1, 1), (2, 1), (1, 2)])
+def test_any_number_of_processes_loads_the_same_batches(
+    processes: int, mixtures: int, repeats: int
+) -> None:
     """The number of records is prime to the batch, so that batches cross the ends of epochs."""
     source = numbered(37, size=9)
-    whole = pipeline.train_batches(source, AUGMENTATION, 48, 0)
-    parts = [
-        pipeline.train_batches(source, AUGMENTATION, 48, 0, i, processes) for i in range(processes)
-    ]
-    labels = []
+    augmentation = dataclasses.replace(AUGMENTATION, mixing=Mixing(0.2, True, mixtures))
+    whole, *parts = (
+        pipeline.train_batches(source, augmentation, 48, 0, i, count, repeats=repeats)
+        for count in (1, processes)
+        for i in range(count)
+    )
+    labels: list[int] = []
     for index in range(37):
         batches = [part[index] for part in parts]
         joined = np.concatenate([batch["image"] for batch in batches])
         np.testing.assert_array_equal(joined, whole[index]["image"])
-        labels += [label for batch in batches for label in batch["label"]]
-    for epoch in np.reshape(labels, (48, 37)):
-        assert sorted(epoch) == list(range(37))
+        for batch in batches:
+            own_images = [batch["label"], batch["other_label"]][: 3 - mixtures]  # type: ignore[typeddict-item]
+            labels += np.stack(own_images, axis=1).ravel().tolist()
+    if repeats == 1:
+        for epoch in np.reshape(labels, (-1, 37)):
+            assert sorted(epoch) == list(range(37))
+    else:
+        assert set(np.bincount(labels)) == {len(labels) // 37}
 
 
 @pytest.mark.parametrize(("length", "processes"), [(20, 1), (21, 2), (22, 3), (21, 8), (3, 8)])
@@ -63,8 +74,13 @@ def test_names_are_those_of_the_loaded_records() -> None:
 
 
 def test_a_batch_that_splits_a_pair_is_refused() -> None:
+    twice = dataclasses.replace(AUGMENTATION, mixing=Mixing(0.2, mixtures_per_pair=2))
     with pytest.raises(
         InputError,
         match="batch_size 18 cannot be split over 2 processes in groups of 2 .* a multiple of 4",
     ):
-        pipeline.train_batches(numbered(50), AUGMENTATION, 18, 0, 0, 2)
+        pipeline.train_batches(numbered(50), twice, 18, 0, 0, 2)
+    with pytest.raises(InputError, match=r"batch_size 18 .* in groups of 8 .* a multiple of 8"):
+        pipeline.train_batches(numbered(50), twice, 18, 0, repeats=4)
+    with pytest.raises(InputError, match="repeats is 0; it takes a whole number from 1 on"):
+        pipeline.train_batches(numbered(50), twice, 18, 0, repeats=0)

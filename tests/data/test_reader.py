@@ -38,9 +38,9 @@ class NoImages:
         return Record(image=b"", label=0, name=f"file {index}")
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_reader_continues_from_any_position_bit_for_bit(workers: int) -> None:
-    batches = train_batches(SOURCE, AUGMENTATION, 132, seed=0)
+@pytest.mark.parametrize(("workers", "repeats"), [(0, 1), (1, 3), (2, 1)])
+def test_a_reader_continues_from_any_position_bit_for_bit(workers: int, repeats: int) -> None:
+    batches = train_batches(SOURCE, AUGMENTATION, 132, seed=0, repeats=repeats)
     with contextlib.closing(Reader(batches, 0, workers)) as reader:
         for index in range(3):
             np.testing.assert_array_equal(next(reader)["image"], batches[index]["image"])

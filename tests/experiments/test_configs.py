@@ -81,8 +81,26 @@ def test_sizes_and_drop_rates_are_those_of_the_network(name: str) -> None:
     network = nfnets_jax.create_model(config.model.name).config
     assert config.data.image_size == network.train_size
     assert config.data.test_image_size == network.test_size
+    assert config.data.test_crop == network.test_crop
     assert config.model.dropout_rate == network.dropout_rate
     assert config.model.stochastic_depth_rate == network.stochastic_depth_rate
+
+
+@pytest.mark.parametrize(
+    ("name", "test_crop"),
+    [("nfnet_f0", "squash"), ("nf_regnet_b0", "padded"), ("nf_resnet50", "padded"),
+     ("resnet50", "padded"), ("efficientnet_b0", "padded")],
+)  # fmt: skip
+def test_images_are_read_as_the_authors_read_them(name: str, test_crop: str) -> None:
+    """The authors' code: deepmind-research, nfnets/experiment_nfnets.py and nfnets/experiment.py.
+
+    NFNets have ``eval_preproc='resize_crop_32'``, the others its default, ``'crop_resize'``. All
+    are trained on ``_decode_and_random_crop`` of nfnets/dataset.py, no image in two mixtures.
+    """
+    config = configs.get_config(name)
+    assert (config.data.test_crop, config.data.test_margin) == (test_crop, 32)
+    assert (config.data.crop, config.data.repeats, config.data.flip) == ("distorted", 1, True)
+    assert config.augment.mixtures_per_pair == 1
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ def test_the_classifier_and_the_images_of_a_model_are_known(name: str) -> None:
     params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
     assert params[model.classifier]["w"].shape[-1] == 7
     assert model.data_config.test_size == model.config.test_size
+    assert model.data_config.test_crop == ("squash" if "nfnet" in name else "padded")
     assert len(model.data_config.mean) == len(model.data_config.std) == 3
 
 

@@ -6,6 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import configs, recipes
+from nfnets_jax.data.augmentation import CROPS
+from nfnets_jax.data.transforms import EVAL_CROPS
 from nfnets_jax.errors import InputError
 from nfnets_jax.ranges import Range
 from nfnets_jax.training import schema
@@ -102,6 +104,12 @@ def test_values_are_explained() -> None:
     text = schema.explain(config)
     assert "log_every = 7 [default 100]\n    steps between lines of the log (a whole" in text
     assert "batch_size = required" in schema.explain()
+
+
+def test_the_words_for_crops_are_those_of_the_data() -> None:
+    fields = dict(schema.walk())
+    assert fields["data.crop"].takes == CROPS
+    assert fields["data.test_crop"].takes == tuple(EVAL_CROPS)
 
 
 def test_the_documentation_has_all_fields() -> None:
