@@ -27,14 +27,16 @@ from nfnets_jax.data.reader import Reader
 from nfnets_jax.data.sources import open_dataset
 from nfnets_jax.errors import InputError
 
+_NFNET_F0 = {
+    "flip": True,
+    "mixing": Mixing(0.2, True),
+    "randaugment_layers": 4,
+    "randaugment_magnitude": 5,
+}
 _AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "flip": {"flip": True},
-    "nfnet_f0": {
-        "flip": True,
-        "mixing": Mixing(0.2, True),
-        "randaugment_layers": 4,
-        "randaugment_magnitude": 5,
-    },
+    "nfnet_f0": _NFNET_F0,
+    "nfnet_f0_pairs": {**_NFNET_F0, "mixing": Mixing(0.2, True, mixtures_per_pair=2)},
     "small": {"flip": True, "crop": "pad", "padding": 4},
 }
 
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one measurement as JSON")
     parser.add_argument("--data", default="folder", help="folder, tfds:NAME or synthetic")
     parser.add_argument("--augmentation", default="flip", choices=_AUGMENTATIONS)
+    parser.add_argument("--repeats", type=int, default=1, help="of each image in a batch")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=2000, help="number of images to time")
     parser.add_argument("--cifar_dir", default="", help="data directory of TFDS, for the table")
@@ -68,7 +71,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures images per second once the buffers of the reader are full."""
     dataset = open_dataset(arguments.data, arguments.dir, size=arguments.size)
     augmentation = Augmentation(arguments.size, **_AUGMENTATIONS[arguments.augmentation])
-    batches = train_batches(dataset.train, augmentation, arguments.batch, seed=0)
+    batches = train_batches(
+        dataset.train, augmentation, arguments.batch, seed=0, repeats=arguments.repeats
+    )
     count = max(1, arguments.images // arguments.batch)
     with contextlib.closing(Reader(batches, num_workers=arguments.workers)) as reader:
         for _ in itertools.islice(reader, 2 * (arguments.workers + 2)):
@@ -83,6 +88,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "batch": arguments.batch,
         "workers": arguments.workers,
         "augmentation": arguments.augmentation,
+        "repeats": arguments.repeats,
         "seconds": seconds,
         "images_per_second": arguments.batch / seconds,
         **machine.describe(),
@@ -98,8 +104,11 @@ def tabulate(arguments: argparse.Namespace) -> None:
     amount = f"--images={arguments.images}"
     ours = [*command, f"--dir={arguments.dir}", *shape, amount]
     augmented, pair = [*ours, "--augmentation=nfnet_f0"], [*ours, "--workers=2"]
+    twice, repeated = [*ours, "--augmentation=nfnet_f0_pairs"], [*augmented, "--repeats=4"]
     commands = {
         "RandAugment 4 x 5, MixUp and CutMix, one process, over without": (augmented, ours),
+        "the same with two mixtures of each pair, over one": (twice, augmented),
+        "the same with each image four times in a batch, over once": (repeated, augmented),
         "two processes, over one": (pair, ours),
     }
     conditions = {"size": arguments.size, "batch": arguments.batch}
@@ -112,7 +121,7 @@ def tabulate(arguments: argparse.Namespace) -> None:
     else:
         conditions.update(versions)
         theirs = [arguments.peer_python, str(script), arguments.dir, *shape, amount, "--threads=1"]
-        name = "decoding, Inception crop, flip, one process, over tf.data with one thread"
+        name = "decoding, random crop, flip, one process, over tf.data with one thread"
         commands = {name: (ours, theirs), **commands}
     if arguments.cifar_dir:
         small = [*command, "--data=tfds:cifar10", f"--dir={arguments.cifar_dir}", "--size=32"]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from nfnets_jax.data import randaugment
 from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.mixing import Mixing
-from nfnets_jax.data.transforms import center_crop, inception_crop
+from nfnets_jax.data.transforms import center_crop, distorted_crop
 from nfnets_jax.errors import UnreadableImageError
 
 _MAGNITUDES = 5, 10, 15
@@ -59,8 +59,8 @@ def draw(picture: Picture, other: Picture, size: int, seed: int) -> Figure:
     image, second = (center_crop(p.pixels(), size, 0) for p in (picture, other))
     rows = {
         "as it is": [image] * _SAMPLES,
-        "inception crop": [
-            inception_crop(picture, size, np.random.default_rng((seed, i))) for i in range(_SAMPLES)
+        "random crop": [
+            distorted_crop(picture, size, np.random.default_rng((seed, i))) for i in range(_SAMPLES)
         ],
         "MixUp": _mixtures(image, second, Mixing(mixup_alpha=1.0), seed),
         "CutMix": _mixtures(image, second, Mixing(cutmix=True), seed),

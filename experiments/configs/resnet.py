@@ -10,7 +10,8 @@ Accuracy: none measured here, and no published figure is of exactly this recipe.
 
 Recipe: Goyal et al. 2017, arXiv:1706.02677, section 5.1, with the cosine schedule and the label
 smoothing of He et al. 2019, arXiv:1812.01187, section 5. SkipInit, Fixup and the unnormalized
-network have the recipe of the batch-normalized ones, to be compared with them.
+network have the recipe of the batch-normalized ones, to be compared with them. Crops are those of
+the NFNets' authors, who trained ResNets beside them.
 """
 
 from ml_collections import ConfigDict

@@ -87,7 +87,7 @@ def test_each_epoch_augments_a_record_differently() -> None:
 def test_repeated_images_are_augmented_differently(mixing: Mixing) -> None:
     """Each record is in every batch ``repeats`` times or not at all, and never twice in a mixture.
 
-    arXiv:2310.16764, section 3, fine-tunes NFNets with four repetitions.
+    Smith et al. 2023, arXiv:2310.16764, fine-tune NFNets with four repetitions.
     """
     augmentation = Augmentation(8, "distorted", mixing=mixing)
     examples = TrainExamples(numbered(20, size=40), augmentation, seed=0, repeats=4)

@@ -261,3 +261,17 @@ def test_a_run_that_was_started_without_imports_resumes(tmp_path: Path) -> None:
     config.seed = 1
     with pytest.raises(InputError, match="seed 0 there, 1 here"):
         workdir.claim_workdir(tmp_path, config)
+
+
+def test_a_run_that_mixed_images_twice_does_not_resume_otherwise(tmp_path: Path) -> None:
+    """Before there was ``mixtures_per_pair``, a pair of images made two mixtures."""
+    config = nfnet.get_config()
+    workdir.claim_workdir(tmp_path, config)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["augment"]["mixtures_per_pair"], written["data"]["repeats"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match=r"\(augment.mixtures_per_pair 2 there, 1 here\): use"):
+        workdir.claim_workdir(tmp_path, config)
+    config.augment.mixtures_per_pair = 2
+    workdir.claim_workdir(tmp_path, config)

@@ -24,7 +24,7 @@ def test_the_figure_shows_every_operation(tmp_path: Path, monkeypatch: pytest.Mo
     assert cv2.imread(str(out)) is not None
     for name in OPERATIONS:
         assert f"{name.replace('_', ' ')}, magnitude 5, 10, 15" in titles
-    assert {"MixUp", "CutMix", "inception crop", "as it is"} < set(titles)
+    assert {"MixUp", "CutMix", "random crop", "as it is"} < set(titles)
 
 
 def test_a_file_without_an_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import nfnets_jax
+from nfnets_jax.data.decoding import Picture
 from nfnets_jax.serving.classifier import open_classifier
 from nfnets_jax.weights.run import read_run
 
@@ -44,6 +45,14 @@ def test_it_evaluates_as_before() -> None:
     figures = json.loads(command("experiments.evaluate", f"--weights={RUN}", "--json"))
     summary = json.loads((RUN / "summary.json").read_text())
     assert figures["top1"] == pytest.approx(summary["test"]["ema_top1"], abs=1e-6)
+
+
+def test_it_keeps_its_own_crop() -> None:
+    """It was made when every model was tested on the center of a resized image."""
+    wide = np.random.default_rng(1).integers(0, 256, (8, 16, 1), dtype=np.uint8)
+    classifier = open_classifier(weights=str(RUN))
+    np.testing.assert_array_equal(classifier.view(Picture(wide, "it")), wide[:, 4:12])
+    assert nfnets_jax.create_model("nfnet_micro").data_config.test_crop == "squash"
 
 
 def test_it_converts(tmp_path: Path) -> None:
