@@ -21,8 +21,10 @@ AUGMENTATION = Augmentation(
 )
 
 
-@pytest.mark.parametrize("processes", [2, 3, 8])
-@pytest.mark.parametrize(("mixtures", "repeats"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("processes", "mixtures", "repeats"),
+    [(2, 2, 1), (3, 2, 1), (8, 2, 1), (3, 1, 1), (8, 1, 2)],
+)
 def test_any_number_of_processes_loads_the_same_batches(
     processes: int, mixtures: int, repeats: int
 ) -> None:

@@ -138,7 +138,16 @@ def test_a_killed_run_loses_only_what_came_after_its_checkpoint(
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide the 2 images that each"),
         ({"precision": "half"}, "precision is 'half'; it takes float32 or bfloat16 or tensor"),
         ({"augment.randaugment_layers": 2}, "randaugment_layers is 2, and the images of digits"),
-        ({"augment.cutmix": True, "batch_size": 9, "num_devices": 1}, "take a multiple of 2"),
+        (
+            {
+                "augment.cutmix": True,
+                "augment.mixtures_per_pair": 2,
+                "batch_size": 9,
+                "num_devices": 1,
+            },
+            "take a multiple of 2",
+        ),
+        ({"data.repeats": 4, "batch_size": 9, "num_devices": 1}, "take a multiple of 4"),
     ],
 )
 def test_what_cannot_be_run_leaves_nothing(
