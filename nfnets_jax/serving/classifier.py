@@ -17,7 +17,7 @@ from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.registry import create_model
 from nfnets_jax.serving.frozen import Frozen, Outputs, freeze
 from nfnets_jax.serving.preprocessing import TestView, published_view
-from nfnets_jax.weights.checking import count_classes
+from nfnets_jax.weights.checking import count_channels, count_classes
 from nfnets_jax.weights.pretrained import load_class_names, load_pretrained
 from nfnets_jax.weights.run import read_model_state, read_run
 
@@ -119,7 +119,8 @@ def open_classifier(
 
     Raises:
       InputError: as ``load_pretrained`` and ``load_class_names``; or no model is named, the names
-        are not as many as the classes, or the parameters have no classifier.
+        are not as many as the classes, or the parameters have no classifier or are for images
+        with other channels.
     """
     if size is not None and size < 1:
         raise InputError(f"images of {size} pixels a side; the side is a number from 1 on")
@@ -143,7 +144,13 @@ def open_classifier(
         view, dataset = published_view(create_model(model), size), "imagenet"
     params = load_pretrained(model, weights, average=average, **overrides)
     settings = {"precision": precision, "features": features, **overrides}
-    num_classes = count_classes(create_model(model, **overrides), params)
+    known = create_model(model, **overrides)
+    num_classes, channels = count_classes(known, params), count_channels(known, params)
+    if parameters == "file" and channels != len(mean_and_std(dataset)[0]):
+        raise InputError(
+            f"{weights} is for images of {channels} channels, which only a run could describe; a "
+            "file is taken to be for ImageNet's"
+        )
     if not num_classes:
         raise InputError(f"{weights} has no classifier of {model}, and so no classes to tell apart")
     if class_names is None and weights is not None:

@@ -188,6 +188,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nfnets_jax.save_pretrained("ten.safetensors", params)
     nfnets_jax.save_pretrained("named.safetensors", params, list("abcdefghi"))
     nfnets_jax.save_pretrained("twice.safetensors", params, list("abcdefghia"))
+    stem = params["NFNet/~/stem_conv0"]
+    gray = {**params, "NFNet/~/stem_conv0": {**stem, "w": stem["w"][:, :, :1]}}
+    nfnets_jax.save_pretrained("gray.safetensors", gray)
     nfnets_jax.save_pretrained("bare.safetensors", model.reset_classifier(params, 0)[1])
 
 
@@ -220,13 +223,22 @@ TWICE = ("--model=nfnet_micro", "--weights=twice.safetensors")
             "error: digits has no split",
         ),
         (evaluate, ("--weights=empty",), "error: no config.json in empty"),
-        (evaluate, (*MICRO, "--raw"), "error: --raw takes the last parameters of a run"),
+        (
+            evaluate,
+            (*MICRO, "--raw", "--data.dir=classes"),
+            "error: --raw takes the last parameters of a run",
+        ),
         (evaluate, (*MICRO, "--confusion=text.png/x"), "error: text.png/x.csv cannot be written"),
         (predict, ("text.png", *BARE), "error: bare.safetensors has no classifier of nfnet_micro"),
         (
             evaluate,
             (*BARE, "--data.name=digits"),
             "error: bare.safetensors has no classifier of nfnet_micro",
+        ),
+        (
+            predict,
+            ("text.png", "--model=nfnet_micro", "--weights=gray.safetensors"),
+            "error: gray.safetensors is for images of 1 channels",
         ),
         (predict, ("text.png", *NAMED), "error: named.safetensors has 9 class names for 10 classe"),
         (evaluate, (*TWICE, "--data.dir=classes"), "error: several classes are called 'a', and "),

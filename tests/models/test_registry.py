@@ -110,15 +110,13 @@ def test_without_classes_there_is_no_classifier(name: str) -> None:
     known = jax.make_jaxpr(functools.partial(outputs, model))(params, state)
     found = jax.make_jaxpr(functools.partial(outputs, bare))(rest, state)
     assert [str(aval) for aval in found.out_avals] == [str(aval) for aval in known.out_avals]
-    raw = jax.eval_shape(lambda: bare.apply(*_zeros((rest, state)), None, images, False)[0])
+    raw = jax.eval_shape(
+        lambda params, state: bare.apply(params, state, None, images, False)[0], rest, state
+    )
     assert {"pool", "stage_1"} <= raw.keys()
     assert "logits" not in raw
     products = "dot_general"
     assert str(found).count(products) == str(known).count(products) - 1
-
-
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
 
 @pytest.mark.parametrize("for_gpu", [False, True])
@@ -186,8 +184,8 @@ def test_a_registered_module_says_how_its_classifier_is_found() -> None:
     bare, rest = model.reset_classifier(params, 0)
     outputs, _ = bare.apply(rest, {}, None, images, False)
     assert outputs.keys() == {"pool"}
-    _, params = bare.reset_classifier(rest, 5, jax.random.key(0))
-    assert params["perceptron/linear"]["w"].shape == (8, 5)
+    _, renewed = bare.reset_classifier(rest, 5, jax.random.key(0))
+    assert renewed["perceptron/linear"]["w"].shape == (8, 5)
 
 
 def test_a_registered_config_is_a_model() -> None:

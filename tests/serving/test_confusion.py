@@ -1,5 +1,6 @@
 import csv
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib.figure
@@ -43,7 +44,7 @@ def test_the_picture_shows_shares_of_the_true_class(
     drawn: list[matplotlib.figure.Figure] = []
     save = matplotlib.figure.Figure.savefig
 
-    def savefig(figure: matplotlib.figure.Figure, *args: object, **kwargs: object) -> None:
+    def savefig(figure: matplotlib.figure.Figure, *args: Any, **kwargs: Any) -> None:
         drawn.append(figure)
         save(figure, *args, **kwargs)
 
@@ -57,7 +58,7 @@ def test_the_picture_shows_shares_of_the_true_class(
     draw_confusion(tmp_path / "picture.png", confusion, names)
     (figure,) = drawn
     axis = figure.axes[0]
-    shares = np.asarray(axis.images[0].get_array().filled(0))
+    shares = np.ma.filled(axis.images[0].get_array(), 0)  # type: ignore[no-untyped-call]
     np.testing.assert_allclose(shares, confusion[:classes, :classes] / 5)
     assert axis.get_title() == f"{5 * classes} images of {classes} of {classes + 1} classes"
     shown = [label.get_text() for label in axis.get_yticklabels()]
