@@ -58,8 +58,9 @@ def test_the_picture_shows_shares_of_the_true_class(
     draw_confusion(tmp_path / "picture.png", confusion, names)
     (figure,) = drawn
     axis = figure.axes[0]
-    shares = np.ma.filled(axis.images[0].get_array(), 0)  # type: ignore[no-untyped-call]
-    np.testing.assert_allclose(shares, confusion[:classes, :classes] / 5)
+    shares = axis.images[0].get_array()
+    assert shares is not None
+    np.testing.assert_allclose(np.ma.filled(shares, 0), confusion[:classes, :classes] / 5)
     assert axis.get_title() == f"{5 * classes} images of {classes} of {classes + 1} classes"
     shown = [label.get_text() for label in axis.get_yticklabels()]
     assert shown == ([f"{n[:23]}…" for n in names[:classes]] if classes <= 50 else [])
