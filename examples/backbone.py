@@ -17,7 +17,7 @@ STEPS, LEARNING_RATE, IMAGES = 200, 3e-3, 256
 pixels = jnp.asarray(load_digits().images[:IMAGES, :, :, None] / 16, jnp.float32)
 images = (pixels - 0.305) / 0.376
 
-backbone = nfnets_jax.create_model("nfnet_micro", features=True)
+backbone = nfnets_jax.create_model("nfnet_micro", num_classes=0, features=True)
 params, state = backbone.init(jax.random.key(0), images[:1])
 outputs, _ = jax.jit(lambda images: backbone.apply(params, state, None, images, False))(images)
 stages = [outputs[name] for name in sorted(outputs) if name.startswith("stage_")]

@@ -46,7 +46,7 @@ def fit(params: hk.Params, examples: np.ndarray, steps: int) -> hk.Params:
 
 
 trained = fit(initial, low, steps=40)
-pretrained = {**trained, model.classifier: initial[model.classifier]}  # The classes are new.
+model, pretrained = model.reset_classifier(trained, 5, jax.random.key(1))  # The classes are new.
 tuned = fit(pretrained, high[:50], steps=20)
 apply = jax.jit(model.apply, static_argnames="is_training")
 outputs, _ = apply(tuned, model_state, None, images[high[50:]], is_training=False)

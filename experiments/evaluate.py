@@ -4,7 +4,9 @@
     python -m experiments.evaluate --weights=runs/nfnet_cifar10 --data.split=test --json
 
 It prints top-1, top-5, the accuracy of each class, the expected calibration error, and images a
-second. A run knows its model and its data. Exit codes: 0; 1, with one line that says why.
+second, and says which parameters it took. A run knows its model and its data. ``--confusion`` takes
+a folder, or the start of a path, and writes the confusion matrix as ``.csv`` and ``.png``. Exit
+codes: 0; 1, with one line that says why.
 """
 
 import argparse
@@ -22,12 +24,14 @@ import rich.console
 import rich.progress
 
 from experiments import opening, process
+from nfnets_jax.atomic import check_writable
 from nfnets_jax.data.pipeline import eval_batches
 from nfnets_jax.data.read_errors import ReadErrors, check_readable
 from nfnets_jax.data.reader import Reader
 from nfnets_jax.data.sources import Source, open_split
 from nfnets_jax.errors import InputError, WorkerError, nearest
 from nfnets_jax.serving.classifier import Classifier
+from nfnets_jax.serving.confusion import draw_confusion, write_confusion_table
 from nfnets_jax.serving.metrics import Accuracy
 from nfnets_jax.weights.run import read_run
 
@@ -47,16 +51,18 @@ def main() -> None:
     parser.add_argument("--data.num_workers", dest="workers", type=int, default=0)
     parser.add_argument("--data.max_unreadable", dest="max_unreadable", type=float, default=0.001)
     parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--confusion", type=Path, help="write a confusion matrix: folder or prefix")
     parser.add_argument("--json", action="store_true", help="one JSON object, with every class")
     arguments = parser.parse_args()
     process.keep_freed_memory()
     try:
         if arguments.batch_size < 1:
             raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")
+        table, picture = _confusion_files(arguments.confusion)
         source, names = _data(arguments)
         classifier = opening.open_named(arguments)
         labels = label_map(names, classifier)
-        figures = evaluate(
+        figures, confusion = evaluate(
             classifier,
             source,
             labels,
@@ -64,9 +70,32 @@ def main() -> None:
             workers=arguments.workers,
             max_unreadable=arguments.max_unreadable,
         )
+        if table and picture:
+            known = [classifier.name(label) for label in range(classifier.num_classes)]
+            write_confusion_table(table, confusion, known)
+            draw_confusion(picture, confusion, known)
     except (InputError, WorkerError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(figures) if arguments.json else as_text(figures))
+    if table and not arguments.json:
+        print(f"{table}\n{picture}")
+
+
+def _confusion_files(prefix: Path | None) -> tuple[Path | None, Path | None]:
+    """Returns the paths of the confusion matrix's table and picture, none without a prefix.
+
+    Raises:
+      InputError: one of them cannot be written.
+    """
+    if prefix is None:
+        return None, None
+    if prefix.is_dir():
+        prefix /= "confusion"
+    name = prefix.stem if prefix.suffix in (".csv", ".png") else prefix.name
+    table, picture = prefix.with_name(f"{name}.csv"), prefix.with_name(f"{name}.png")
+    check_writable(table)
+    check_writable(picture)
+    return table, picture
 
 
 def _data(arguments: argparse.Namespace) -> tuple[Source, tuple[str, ...]]:
@@ -84,7 +113,8 @@ def label_map(names: Sequence[str], classifier: Classifier) -> np.ndarray:
     """Returns the classifier's labels ``[K]`` for those of the data, matched by name.
 
     Raises:
-      InputError: the data have classes that the classifier does not know.
+      InputError: the data have classes that the classifier does not know, or knows several of the
+        same name.
     """
     if classifier.class_names is None:
         if len(names) != classifier.num_classes:
@@ -94,6 +124,12 @@ def label_map(names: Sequence[str], classifier: Classifier) -> np.ndarray:
             )
         return np.arange(len(names))
     places = {name: label for label, name in enumerate(classifier.class_names)}
+    if len(places) < classifier.num_classes:
+        twice = next(n for n in places if classifier.class_names.count(n) > 1)
+        raise InputError(
+            f"several classes are called {twice!r}, and images are matched by name: give "
+            "--classes, a file of other names, one a line"
+        )
     unknown = [name for name in names if name not in places]
     if unknown:
         more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
@@ -112,7 +148,7 @@ def evaluate(
     *,
     workers: int = 0,
     max_unreadable: float = 0.001,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Evaluates a classifier on all images of a source.
 
     Args:
@@ -124,8 +160,10 @@ def evaluate(
       max_unreadable: share of unreadable images above which the evaluation ends.
 
     Returns:
-      ``Accuracy.summary``; ``images_per_second``, without the first batch, which compiles (None if
-      there is no other); ``unreadable``; and ``classes``: ``{name: {"top1", "examples"}}``.
+      The figures: ``Accuracy.summary``; ``parameters``, as ``Classifier`` has it;
+      ``images_per_second``, without the first batch, which compiles (None if there is no other);
+      ``unreadable``; and ``classes``: ``{name: {"top1", "examples"}}``. And the confusion matrix,
+      ``Accuracy.confusion``.
 
     Raises:
       InputError: too many images cannot be read, or all of the first few.
@@ -154,8 +192,9 @@ def evaluate(
     seconds, rest = 0.0, 0
     if begun:
         seconds, rest = time.monotonic() - begun[0], accuracy.examples - begun[1]
-    return {
+    figures = {
         **accuracy.summary(),
+        "parameters": classifier.parameters,
         "images_per_second": round(rest / seconds, 1) if rest else None,
         "device": f"{len(classifier.devices)} x {jax.devices()[0].device_kind}",
         "unreadable": len(errors.messages),
@@ -164,6 +203,7 @@ def evaluate(
             for label, (top1, examples) in accuracy.per_class().items()
         },
     }
+    return figures, accuracy.confusion
 
 
 def as_text(figures: dict[str, Any]) -> str:
@@ -171,7 +211,8 @@ def as_text(figures: dict[str, Any]) -> str:
     rate = figures["images_per_second"]
     lines = [
         f"top-1 {figures['top1']:.2%}  top-5 {figures['top5']:.2%}  "
-        f"ECE {figures['ece']:.2%}  {figures['examples']} images",
+        f"ECE {figures['ece']:.2%}  {figures['examples']} images  "
+        f"parameters: {figures['parameters']}",
         f"{rate} images/s, {figures['device']}" if rate else "one batch: no rate",
     ]
     worst = sorted(figures["classes"].items(), key=lambda item: item[1]["top1"])[:_WORST]

@@ -89,9 +89,11 @@ def _check(content: bytes, classifier: Classifier, shape: tuple[int, ...]) -> No
 
 def describe(classifier: Classifier) -> dict[str, Any]:
     """Describes the images and the classes for users of the artifact."""
+    view = classifier.view
+    images = jax.ShapeDtypeStruct((1, view.size, view.size, view.channels), jnp.uint8)
     return {
-        "images": {**dataclasses.asdict(classifier.view), "dtype": "uint8"},
-        "outputs": ["logits", "pool"],
+        "images": {**dataclasses.asdict(view), "dtype": "uint8"},
+        "outputs": sorted(jax.eval_shape(classifier.network, images)),
         "classes": classifier.class_names,
     }
 

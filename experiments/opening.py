@@ -17,6 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="such as nfnet_f0; a run knows its own")
     parser.add_argument("--weights", help="file, run or URL; the published parameters by default")
     parser.add_argument("--classes", type=Path, help="a file of class names, one a line")
+    parser.add_argument("--raw", action="store_true", help="a run's last parameters, unaveraged")
     parser.add_argument("--size", type=int, help="side of the images, pixels")
     parser.add_argument("--precision", default="float32", help="or bfloat16, tensorfloat32")
 
@@ -30,6 +31,8 @@ def open_named(arguments: argparse.Namespace, features: bool = False) -> Classif
     if arguments.size is not None and arguments.size < 1:
         raise InputError(f"--size is {arguments.size}; it takes a number from 1 on")
     model_of_run(arguments.weights)
+    if arguments.raw and not is_run(arguments.weights):
+        raise InputError("--raw takes the last parameters of a run, and --weights names no run")
     if arguments.model is None and not is_run(arguments.weights):
         if _is_missing(arguments.weights):
             raise InputError(f"no such weights: {arguments.weights}")
@@ -37,10 +40,11 @@ def open_named(arguments: argparse.Namespace, features: bool = False) -> Classif
     return open_classifier(
         arguments.model,
         arguments.weights,
-        class_names=_read_names(arguments.classes),
+        class_names=read_class_names(arguments.classes),
         size=arguments.size,
         precision=arguments.precision,
         features=features,
+        average=not arguments.raw,
     )
 
 
@@ -66,8 +70,12 @@ def model_of_run(weights: str | None) -> dict[str, Any]:
     return dict(config["model"])
 
 
-def _read_names(path: Path | None) -> tuple[str, ...] | None:
-    """Returns class names, one a line of a file; None without a file."""
+def read_class_names(path: Path | None) -> tuple[str, ...] | None:
+    """Returns class names, one a line of a file; None without a file.
+
+    Raises:
+      InputError: they cannot be read.
+    """
     if path is None:
         return None
     try:

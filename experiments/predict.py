@@ -179,7 +179,9 @@ def draw(picture: Picture, classes: Sequence[Prediction], folder: Path, name: st
     pixels = picture.pixels()
     left.imshow(pixels, cmap="gray" if pixels.shape[2] == 1 else None)
     left.set_axis_off()
-    right.barh([c.name for c in classes][::-1], [c.probability for c in classes][::-1])
+    places = range(len(classes))[::-1]
+    right.barh(places, [c.probability for c in classes])
+    right.set_yticks(places, [c.name for c in classes], parse_math=False)
     right.set(xlim=(0, 1), xlabel="probability")
     path = folder / f"{Path(name).stem}.png"
     number = 2

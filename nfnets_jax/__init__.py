@@ -1,8 +1,9 @@
 """Normalizer-free networks in JAX.
 
 The front door: ``create_model``, ``list_models``, ``register_model``, ``register_dataset``,
-``load_pretrained``, ``save_pretrained`` and ``preprocess``. Adaptive Gradient Clipping is
-``nfnets_jax.optax_agc``. Importing the package imports nothing else until a name is used.
+``load_pretrained``, ``load_class_names``, ``save_pretrained`` and ``preprocess``. Adaptive Gradient
+Clipping is ``nfnets_jax.optax_agc``. Importing the package imports nothing else until a name is
+used.
 """
 
 import importlib
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from nfnets_jax.models.registry import list_models as list_models
     from nfnets_jax.models.registry import register_model as register_model
     from nfnets_jax.serving.preprocessing import preprocess as preprocess
+    from nfnets_jax.weights.pretrained import load_class_names as load_class_names
     from nfnets_jax.weights.pretrained import load_pretrained as load_pretrained
     from nfnets_jax.weights.pretrained import save_pretrained as save_pretrained
 
@@ -27,6 +29,7 @@ _HOMES = {
     "register_model": "nfnets_jax.models.registry",
     "register_dataset": "nfnets_jax.data.sources.dataset",
     "preprocess": "nfnets_jax.serving.preprocessing",
+    "load_class_names": "nfnets_jax.weights.pretrained",
     "load_pretrained": "nfnets_jax.weights.pretrained",
     "save_pretrained": "nfnets_jax.weights.pretrained",
 }

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,11 +35,26 @@ def atomic_write_for_user(path: Path) -> Iterator[Path]:
     Raises:
       InputError: it cannot be written.
     """
+    with _folder_made(path), atomic_write(path) as partial:
+        yield partial
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file that will be written later, so that a fault ends early.
+
+    Raises:
+      InputError: the file could not be written.
+    """
+    with _folder_made(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+@contextlib.contextmanager
+def _folder_made(path: Path) -> Iterator[None]:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            yield partial
+        yield
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -104,8 +104,9 @@ class NFConvNet(hk.Module):
           features: also return the output of each group.
 
         Returns:
-          ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with ``features``
-          also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
+          ``pool`` ``[N, features]`` and, unless ``num_classes`` is 0, ``logits``
+          ``[N, num_classes]``, float32; with ``features`` also ``stage_1`` ...
+          ``[N, h, w, width]`` in the compute dtype.
 
         Raises:
           InputError: the images have other channels.
@@ -128,10 +129,12 @@ class NFConvNet(hk.Module):
         with jax.named_scope("head"):
             pool = _global_max_pool(activation(x)).astype(jnp.float32)
             pool = pool.reshape(len(views), count, pool.shape[-1])
-            pool = jnp.average(pool, axis=0, weights=weights)
-            linear = layers.Linear(self._num_classes, 0.01, name="linear")
-            logits = linear(layers.dropout(keys, pool, config.dropout_rate) * config.logit_scale)
-        return {**outputs, "pool": pool, "logits": logits}
+            outputs["pool"] = pool = jnp.average(pool, axis=0, weights=weights)
+            if self._num_classes:
+                linear = layers.Linear(self._num_classes, 0.01, name="linear")
+                kept = layers.dropout(keys, pool, config.dropout_rate)
+                outputs["logits"] = linear(kept * config.logit_scale)
+        return outputs
 
 
 def _views(images: jax.Array, shift: bool, mirror: bool) -> tuple[list[jax.Array], np.ndarray]:

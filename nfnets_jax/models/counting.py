@@ -36,7 +36,8 @@ class Part:
 
     Attributes:
       name: ``"stem"``, ``"stage_1"`` ... or ``"head"``.
-      output_shape: ``[H, W, C]`` for one image; for the head ``[C]``, the logits.
+      output_shape: ``[H, W, C]`` for one image; for the head ``[C]``, the logits,
+        or without a classifier the pooled features.
       parameters: number of learned numbers.
       work: of inference on one image.
     """
@@ -73,10 +74,10 @@ def summarize(model: Model, image_size: int, channels: int = 3) -> Summary:
     image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
     params, state = jax.eval_shape(model.init, jax.random.key(0), image)
 
-    def logits(params: Any, state: Any, image: jax.Array) -> jax.Array:
-        return model.apply(params, state, None, image, False)[0]["logits"]
+    def outputs(params: Any, state: Any, image: jax.Array) -> dict[str, jax.Array]:
+        return model.apply(params, state, None, image, False)[0]
 
-    jaxpr = jax.make_jaxpr(logits)(params, state, image).jaxpr
+    jaxpr = jax.make_jaxpr(outputs)(params, state, image).jaxpr
     uncounted = set(jaxpr.invars[: len(jax.tree.leaves(params))])
     # The parameters that arrays computed outside of all parts depend on, as standardized kernels.
     origins = {param: {param} for param in uncounted}

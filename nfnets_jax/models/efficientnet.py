@@ -186,8 +186,9 @@ class EfficientNet(hk.Module):
           features: also return the output of each stage.
 
         Returns:
-          ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with ``features``
-          also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
+          ``pool`` ``[N, features]`` and, unless ``num_classes`` is 0, ``logits``
+          ``[N, num_classes]``, float32; with ``features`` also ``stage_1`` ...
+          ``[N, h, w, width]`` in the compute dtype.
         """
         config, policy, outputs = self._config, self._policy, {}
         convolve = functools.partial(
@@ -215,10 +216,11 @@ class EfficientNet(hk.Module):
                 outputs[f"stage_{number}"] = x
         with jax.named_scope("head"):
             x = jax.nn.silu(convolve(x, self._channels(_HEAD_CHANNELS), 1, name="head"))
-            pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-            linear = layers.Linear(self._num_classes, std=0.01, name="linear")
-            logits = linear(layers.dropout(keys, pool, config.dropout_rate))
-        return {**outputs, "pool": pool, "logits": logits}
+            outputs["pool"] = pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+            if self._num_classes:
+                linear = layers.Linear(self._num_classes, std=0.01, name="linear")
+                outputs["logits"] = linear(layers.dropout(keys, pool, config.dropout_rate))
+        return outputs
 
     def _channels(self, channels: int) -> int:
         """Scales a width of B0, rounded to a multiple of 8 that is at least 90% of the result."""

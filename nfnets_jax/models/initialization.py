@@ -33,7 +33,7 @@ class Normal:
 
 
 def initialize(
-    network: Callable[..., Any], rng: jax.Array, *args: Any
+    network: Callable[..., Any], rng: jax.Array, *args: Any, only: str | None = None
 ) -> tuple[hk.MutableParams, hk.MutableState]:
     """Returns new parameters and state of a network, without running it.
 
@@ -44,6 +44,7 @@ def initialize(
       network: a function that ``hk.transform_with_state`` takes.
       rng: one random key.
       *args: arguments of the network; only the shapes and dtypes of arrays matter.
+      only: the module whose parameters are drawn; None draws those of all.
 
     Returns:
       ``{module: {parameter: float32 array}}``, and the state in the same form.
@@ -71,6 +72,7 @@ def initialize(
             return network(*args)
 
     jax.eval_shape(hk.transform_with_state(declaring).init, rng)
+    declared = [one for one in declared if only in (None, one[0])]
 
     normal = tuple((shape, init) for *_, shape, init in declared if isinstance(init, Normal))
     numbers = _gaussians(rng, sum(math.prod(shape) for shape, _ in normal))

@@ -358,7 +358,7 @@ class NFNet(hk.Module):
 
     Args:
       config: the options.
-      num_classes: length of the logits.
+      num_classes: length of the logits; 0 leaves them and the classifier out.
       policy: how convolutions are computed.
       prepared: whether the parameters are prepared.
       folded: whether the prepared parameters hold the constants too (``serving.folding``).
@@ -374,6 +374,7 @@ class NFNet(hk.Module):
     ):
         super().__init__(config.name)
         self._config = config
+        self._num_classes = num_classes
         self._folded = folded
         policy = policy or Policy()
         self._scaled = layers.scaled_activation(config.activation)
@@ -433,8 +434,9 @@ class NFNet(hk.Module):
           features: also return the output of each stage.
 
         Returns:
-          ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with ``features``
-          also ``stage_1`` ... ``[N, h, w, width]`` in the dtype of ``images``.
+          ``pool`` ``[N, features]`` and, unless ``num_classes`` is 0, ``logits``
+          ``[N, num_classes]``, float32; with ``features`` also ``stage_1`` ...
+          ``[N, h, w, width]`` in the dtype of ``images``.
         """
         del is_training
         config, outputs = self._config, {}
@@ -461,9 +463,10 @@ class NFNet(hk.Module):
         with jax.named_scope("head"):
             if self._final_conv is not None:
                 x = self._final_conv(x)
-            pool = jnp.mean(self._scaled(x), axis=(1, 2), dtype=jnp.float32)
-            logits = self._linear(layers.dropout(keys, pool, config.dropout_rate))
-        return {**outputs, "pool": pool, "logits": logits}
+            outputs["pool"] = pool = jnp.mean(self._scaled(x), axis=(1, 2), dtype=jnp.float32)
+            if self._num_classes:
+                outputs["logits"] = self._linear(layers.dropout(keys, pool, config.dropout_rate))
+        return outputs
 
 
 def _holds(module: str) -> bool:

@@ -17,6 +17,7 @@ from nfnets_jax.models import efficientnet, nf_regnet, nf_resnet, nfnet, resnet
 from nfnets_jax.models.groups import Group, equal_modules, grouped, is_group, ungrouped
 from nfnets_jax.models.initialization import initialize
 from nfnets_jax.models.prepare import LayerStack, prepare, stacked, unstacked
+from nfnets_jax.ranges import Range, check_ranges
 
 # The dtype that a network computes in. ``"tensorfloat32"`` lets accelerators multiply with less
 # precision than float32 has.
@@ -34,6 +35,8 @@ class Network(Protocol):
         self, images: jax.Array, keys: jax.Array | None, is_training: bool, features: bool
     ) -> dict[str, jax.Array]:
         """Returns ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32.
+
+        With ``num_classes`` of 0 the network has neither logits nor a classifier's parameters.
 
         Args:
           images: ``[N, H, W, C]`` floats, normalized, in the dtype to compute in.
@@ -62,7 +65,7 @@ class NetworkConfig(Protocol):
         """Makes the ``Network``, inside a ``hk.transform``.
 
         Args:
-          num_classes: length of the logits.
+          num_classes: length of the logits; 0 for a network without a classifier.
           policy: how convolutions are computed.
           prepared: whether the parameters are those that ``models.prepare`` makes.
         """
@@ -85,7 +88,8 @@ class ModuleConfig:
     """The options of a network that is registered as a module.
 
     Attributes:
-      module: ``num_classes -> Network``; a ``hk.Module`` class, for example.
+      module: ``num_classes -> Network``; a ``hk.Module`` class, for example. It leaves its
+        classifier out if the number is 0.
       train_size, test_size: side of the square images, in pixels.
       test_crop: how images are cropped for evaluation, as ``data.test_crop`` names it.
       classifier, first_conv: full names of the modules of the classifier and of the first
@@ -140,12 +144,15 @@ class Model:
 
     Attributes:
       name: the name it was created by.
-      num_classes: length of the logits.
+      num_classes: length of the logits; 0 for a network without a classifier.
       config: the variant's options, overrides applied.
       precision: a key of ``PRECISIONS``.
       features: whether the outputs hold those of the stages.
       policy: how convolutions are computed.
       trains_classifier_only: whether gradients reach the classifier's parameters alone.
+
+    Raises:
+      InputError: ``num_classes`` is no whole number from 0 on.
     """
 
     name: str
@@ -155,6 +162,9 @@ class Model:
     features: bool = False
     policy: Policy = Policy()  # noqa: RUF009, it is immutable
     trains_classifier_only: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"num_classes": Range(0, whole=True)})
 
     @property
     def classifier(self) -> str:
@@ -189,9 +199,14 @@ class Model:
           statistics, or nothing in normalizer-free networks.
         """
         del is_training
+        return self._initialize(rng, images)
+
+    def _initialize(
+        self, rng: jax.Array, images: jax.Array, only: str | None = None
+    ) -> tuple[hk.MutableParams, hk.MutableState]:
         # XLA's own convolutions are traced in the least time, and only shapes matter.
         network = self.with_policy(Policy(native=True))._network(prepared=False)
-        return initialize(network, rng, images, None, False)
+        return initialize(network, rng, images, None, False, only=only)
 
     def apply(
         self,
@@ -213,8 +228,8 @@ class Model:
             their own statistics.
 
         Returns:
-          ``{"logits": [N, num_classes], "pool": [N, features], ...}``, float32, and the state,
-          which training updates.
+          ``{"logits": [N, num_classes], "pool": [N, features], ...}``, float32, without the logits
+          if ``num_classes`` is 0; and the state, which training updates.
         """
         return self.forward(self.prepare(params, images), state, rng, images, is_training)
 
@@ -282,6 +297,50 @@ class Model:
         # The shape of the first convolution depends on the images.
         return equal_modules(params, alone=(self.classifier, self.first_conv))
 
+    def reset_classifier(
+        self,
+        params: Mapping[str, Mapping[str, Any]],
+        num_classes: int,
+        rng: jax.Array | None = None,
+    ) -> tuple["Model", dict[str, dict[str, Any]]]:
+        """Returns the network for another number of classes, and its parameters.
+
+        Args:
+          params: of this network; they may be ``stacked``. They stay as they are.
+          num_classes: length of the new logits; 0 removes the classifier.
+          rng: one random key, which draws the new classifier; removing it needs none.
+
+        Returns:
+          The model, and its parameters: a new classifier, and every other array of ``params``. The
+          state stays valid.
+
+        Raises:
+          InputError: a key is missing, or the network has no module of the classifier's name.
+
+        Example:
+          >>> model = create_model("nfnet_micro", num_classes=10)
+          >>> params, _ = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+          >>> model, params = model.reset_classifier(params, 3, jax.random.key(1))
+          >>> params["NFNet/~/linear"]["w"].shape
+          (512, 3)
+        """
+        model = dataclasses.replace(self, num_classes=num_classes)
+        unknown = (
+            f"{self.name} has no module {self.classifier!r}: ModuleConfig names the classifier"
+        )
+        if self.num_classes and self.classifier not in params:
+            raise InputError(unknown)
+        kept = {name: dict(values) for name, values in params.items() if name != self.classifier}
+        if not num_classes:
+            return model, kept
+        if rng is None:
+            raise InputError("a new classifier needs a random key")
+        size = self.config.train_size
+        new, _ = model._initialize(rng, jnp.zeros((1, size, size, 3)), only=self.classifier)
+        if not new:
+            raise InputError(unknown)
+        return model, {**kept, self.classifier: dict(new[self.classifier])}
+
     def with_policy(self, policy: Policy) -> "Model":
         """Returns the same network with its convolutions computed otherwise."""
         return dataclasses.replace(self, policy=policy)
@@ -304,7 +363,13 @@ class Model:
     def _network(self, prepared: bool) -> Callable[..., dict[str, jax.Array]]:
         def network(images: jax.Array, keys: jax.Array | None, is_training: bool) -> Any:
             module = self.config.network(self.num_classes, self.product_policy, prepared)
-            return module(images.astype(self.dtype), keys, is_training, self.features)
+            outputs = module(images.astype(self.dtype), keys, is_training, self.features)
+            if not self.num_classes and "logits" in outputs:
+                raise InputError(
+                    f"{self.name} has logits with num_classes=0, for which its module should leave "
+                    "them and the classifier out"
+                )
+            return outputs
 
         return network
 
@@ -321,7 +386,8 @@ def create_model(
 
     Args:
       name: one of ``list_models()``.
-      num_classes: length of the logits.
+      num_classes: length of the logits; 0 leaves them and the classifier out, and the outputs are
+        ``"pool"`` and, with ``features``, the stages.
       features: whether the outputs also hold those of the stages, ``"stage_1"`` ...
       precision: ``"float32"`` or ``"bfloat16"``, the dtype of the computation. Parameters, weight
         standardization, pooling and logits are float32 in either. ``"tensorfloat32"`` is float32
@@ -329,7 +395,8 @@ def create_model(
       **overrides: fields of the variant's options to replace, such as ``dropout_rate=0.0``.
 
     Raises:
-      InputError: no such model, precision or field; the message names the nearest ones.
+      InputError: no such model, precision or field, where the message names the nearest ones; or
+        a number of classes below 0.
 
     Example:
       >>> model = create_model("nfnet_micro", num_classes=10)

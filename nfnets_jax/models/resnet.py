@@ -197,8 +197,9 @@ class ResNet(hk.Module):
           features: also return the output of each stage.
 
         Returns:
-          ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with ``features``
-          also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
+          ``pool`` ``[N, features]`` and, unless ``num_classes`` is 0, ``logits``
+          ``[N, num_classes]``, float32; with ``features`` also ``stage_1`` ...
+          ``[N, h, w, width]`` in the compute dtype.
         """
         config, outputs = self._config, {}
         with jax.named_scope("stem"):
@@ -221,12 +222,14 @@ class ResNet(hk.Module):
             if features:
                 outputs[f"stage_{number}"] = x
         with jax.named_scope("head"):
-            pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+            outputs["pool"] = pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
             fixup = config.normalization == "fixup"
+            # Without a classifier too, so that the classifier is one module in every network.
             inputs = _Bias(name="bias")(pool) if fixup else pool
-            linear = layers.Linear(self._num_classes, 0.0 if fixup else 0.01, name="linear")
-            logits = linear(layers.dropout(keys, inputs, config.dropout_rate))
-        return {**outputs, "pool": pool, "logits": logits}
+            if self._num_classes:
+                linear = layers.Linear(self._num_classes, 0.0 if fixup else 0.01, name="linear")
+                outputs["logits"] = linear(layers.dropout(keys, inputs, config.dropout_rate))
+        return outputs
 
     def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
         convolutions: tuple[tuple[int, int, int], ...] = ((64, 7, 2),)

@@ -1,4 +1,4 @@
-"""Accuracy and calibration of a classifier."""
+"""Accuracy, calibration and confusion of a classifier."""
 
 import dataclasses
 from typing import Any
@@ -8,19 +8,21 @@ import numpy as np
 
 @dataclasses.dataclass
 class Accuracy:
-    """Top-1, top-5 and calibration over examples that are added batch by batch.
+    """Top-1, top-5, calibration and confusion over examples that are added batch by batch.
 
     Attributes:
       num_classes: of the classifier.
       bins: number of equally wide bins of confidence for the calibration error.
+      confusion: ``[num_classes, num_classes]`` int64, the number of examples by true and predicted
+        class.
     """
 
     num_classes: int
     bins: int = 15
 
     def __post_init__(self) -> None:
-        self._right = np.zeros((2, self.num_classes), np.int64)  # Top-1 and top-5, by true class.
-        self._examples = np.zeros(self.num_classes, np.int64)
+        self.confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
+        self._right5 = 0
         self._in_bin = np.zeros(self.bins, np.int64)
         self._bin_confidence = np.zeros(self.bins)
         self._bin_right = np.zeros(self.bins)
@@ -35,9 +37,8 @@ class Accuracy:
         # Equal probabilities rank by their place.
         ranking = np.argsort(-probabilities, axis=1, kind="stable")
         hits = ranking == labels[:, None]
-        for row, k in enumerate((1, 5)):
-            np.add.at(self._right[row], labels, hits[:, :k].any(axis=1))
-        np.add.at(self._examples, labels, 1)
+        np.add.at(self.confusion, (labels, ranking[:, 0]), 1)
+        self._right5 += int(hits[:, :5].sum())
         confidence = probabilities.max(axis=1)
         # Bins are open below and closed above.
         bin_of = np.clip(np.ceil(confidence * self.bins).astype(int) - 1, 0, self.bins - 1)
@@ -48,7 +49,7 @@ class Accuracy:
     @property
     def examples(self) -> int:
         """Number of examples added."""
-        return int(self._examples.sum())
+        return int(self.confusion.sum())
 
     def summary(self) -> dict[str, Any]:
         """Returns ``examples``, ``top1``, ``top5`` and ``ece``, as fractions of 1.
@@ -59,15 +60,17 @@ class Accuracy:
         count = max(1, self.examples)
         return {
             "examples": self.examples,
-            "top1": float(self._right[0].sum() / count),
-            "top5": float(self._right[1].sum() / count),
+            "top1": float(self.confusion.trace() / count),
+            "top5": float(self._right5 / count),
             "ece": float(np.abs(self._bin_confidence - self._bin_right).sum() / count),
         }
 
     def per_class(self) -> dict[int, tuple[float, int]]:
         """Returns top-1 and the number of examples, for each class that has any."""
         return {
-            label: (float(self._right[0, label] / examples), int(examples))
-            for label, examples in enumerate(self._examples.tolist())
+            label: (right / examples, examples)
+            for label, (right, examples) in enumerate(
+                zip(self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist(), strict=True)
+            )
             if examples
         }

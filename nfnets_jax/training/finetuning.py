@@ -64,10 +64,11 @@ def load_initial_weights(
         )
     known, wanted = count_classes(model, params), len(dataset.class_names)
     if config.init.new_classifier or known != wanted:
-        del params[model.classifier]
+        if known:
+            _, params = model.reset_classifier(params, 0)
         print(
-            f"{weights}: a new classifier for {wanted} classes replaces the one for {known}; all "
-            "other parameters are kept",
+            f"{weights}: a new classifier for {wanted} classes replaces "
+            f"{f'the one for {known}' if known else 'none'}; all other parameters are kept",
             file=sys.stderr,
         )
     is_run = Path(weights).is_dir()

@@ -1,6 +1,8 @@
-"""Checks that parameters are those of a model."""
+"""Checks that parameters and class names are those of a model."""
 
+import unicodedata
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,8 @@ Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 
 # How many parameters a message names, for each kind of mismatch.
 _MOST_NAMED = 4
+# Control characters, and halves of surrogate pairs, which no output can encode.
+_UNPRINTABLE = ("Cc", "Cs")
 
 
 def shapes_of(model: Model, channels: int) -> Shapes:
@@ -27,8 +31,13 @@ def shapes_of(model: Model, channels: int) -> Shapes:
 
 
 def count_classes(model: Model, tree: Tree) -> int:
-    """Returns the number of classes that parameters distinguish; 1000 without a classifier."""
-    matrix = tree.get(model.classifier, {}).get("w")
+    """Returns the number of classes that parameters distinguish: 0 without a classifier.
+
+    A classifier without a matrix counts for 1000.
+    """
+    if model.classifier not in tree:
+        return 0
+    matrix = tree[model.classifier].get("w")
     return matrix.shape[-1] if matrix is not None and matrix.ndim else 1000
 
 
@@ -36,6 +45,31 @@ def count_channels(model: Model, tree: Tree) -> int:
     """Returns the channels of the images that parameters are for; 3 without a first layer."""
     kernel = tree.get(model.first_conv, {}).get("w")
     return kernel.shape[-2] if kernel is not None and kernel.ndim > 1 else 3
+
+
+def check_class_names(source: str, names: Any, num_classes: int | None = None) -> tuple[str, ...]:
+    """Returns class names, in the order of the labels.
+
+    Args:
+      source: where they come from, for messages.
+      names: what was found there.
+      num_classes: how many there should be; None takes any number.
+
+    Raises:
+      InputError: they are not a list of strings, one is empty or would not print on one line, or
+        they are not as many as the classes.
+    """
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"the class names of {source} are no list of strings")
+    for name in names:
+        if not name or any(unicodedata.category(character) in _UNPRINTABLE for character in name):
+            raise InputError(
+                f"{source} has a class name that is empty or has control characters: "
+                f"{ascii(name)[:100]}"
+            )
+    if num_classes not in (None, len(names)):
+        raise InputError(f"{source} has {len(names)} class names for {num_classes} classes")
+    return tuple(names)
 
 
 def check(source: str, tree: Tree, shapes: Shapes) -> Tree:

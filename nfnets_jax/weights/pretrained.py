@@ -1,22 +1,28 @@
-"""Loads parameters for a model: published files, runs of this repository, our own files, timm's."""
+"""Loads parameters and class names: published files, runs of this repository, ours, timm's."""
 
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model, create_model
 from nfnets_jax.weights import files
-from nfnets_jax.weights.checking import check, count_channels, count_classes, shapes_of
+from nfnets_jax.weights.checking import (
+    check,
+    check_class_names,
+    count_channels,
+    count_classes,
+    shapes_of,
+)
 from nfnets_jax.weights.downloading import download, is_url
 from nfnets_jax.weights.published import Tree
-from nfnets_jax.weights.run import read_params
+from nfnets_jax.weights.run import read_params, read_run
 from nfnets_jax.weights.timm_names import from_timm
 
 # F6 was trained with SAM (Foret et al. 2021, arXiv:2010.01412).
@@ -26,6 +32,10 @@ PUBLISHED: Mapping[str, str] = MappingProxyType(
         for index in range(7)
     }
 )
+
+# The key of the metadata of ``.safetensors``, and the most characters of its value.
+_CLASS_NAMES = "class_names"
+_LONGEST_NAMES = 2**22
 
 
 def load_pretrained(
@@ -48,8 +58,9 @@ def load_pretrained(
         in ``.safetensors`` or ``.pth``, the workdir of a run or one of its ``checkpoints``; or the
         URL of a file, which is downloaded once, to ``$NFNETS_CACHE`` or ``~/.cache/nfnets_jax``.
         None is the file that DeepMind published for the model.
-      num_classes: of the model; None takes the number that the file has. If the numbers differ, the
-        classifier is new, and a line on standard error says so.
+      num_classes: of the model; None takes the number that the file has, 0 without a classifier. 0
+        leaves the classifier out. If the numbers differ otherwise, the classifier is new, and a
+        line on standard error says so.
       average: whether to take a run's moving average of the parameters, not the last ones.
       sha256: hexadecimal digest that the file must have.
       seed: of a new classifier.
@@ -63,7 +74,9 @@ def load_pretrained(
         model (the message lists what is missing, unexpected or of another shape), or one with
         values that are not finite.
     """
-    model = create_model(name, **overrides)  # A wrong name ends before a download starts.
+    # A wrong name or number ends before a download starts.
+    create_model(name, num_classes or 0, **overrides)
+    model = create_model(name, **overrides)
     if path_or_url is None:
         if name not in PUBLISHED:
             raise InputError(
@@ -75,31 +88,88 @@ def load_pretrained(
     path = download(source, sha256=sha256) if is_url(source) else Path(source)
     tree = _read(path, average, model)
     found, channels = count_classes(model, tree), count_channels(model, tree)
-    tree = check(source, tree, shapes_of(create_model(name, found, **overrides), channels))
-    if num_classes in (None, found):
+    model = create_model(name, found, **overrides)
+    tree = check(source, tree, shapes_of(model, channels))
+    if num_classes is None or num_classes == found:
         return tree
-    print(
-        f"{source} has {found} classes, not {num_classes}: the classifier is new, the rest is kept",
-        file=sys.stderr,
-    )
-    wanted = create_model(name, num_classes, **overrides)
-    new, _ = wanted.init(jax.random.key(seed), jnp.zeros((1, 32, 32, channels)))
-    tree[model.classifier] = jax.tree.map(np.asarray, dict(new[model.classifier]))
-    return tree
+    if num_classes:
+        print(
+            f"{source} has {found or 'no'} classes, not {num_classes}: the classifier is new, the "
+            "rest is kept",
+            file=sys.stderr,
+        )
+    _, params = model.reset_classifier(tree, num_classes, jax.random.key(seed))
+    return jax.tree.map(np.asarray, params)
 
 
-def save_pretrained(path: str | Path, params: Mapping[str, Mapping[str, Any]]) -> None:
+def save_pretrained(
+    path: str | Path,
+    params: Mapping[str, Mapping[str, Any]],
+    class_names: Sequence[str] | None = None,
+) -> None:
     """Writes parameters ``{module: {parameter: array}}`` as ``.safetensors``, all or nothing.
 
     The name of an array is ``MODULE/PARAMETER``.
 
+    Args:
+      path: of the file.
+      params: the parameters.
+      class_names: in the order of the labels, for ``load_class_names``; None writes none.
+
     Raises:
-      InputError: the path has another suffix, or cannot be written.
+      InputError: the path has another suffix, or cannot be written; or the names are not such as
+        ``load_class_names`` takes.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path} must end in .safetensors")
-    files.write_safetensors(path, files.flatten(params))
+    files.write_safetensors(path, files.flatten(params), class_names_metadata(class_names))
+
+
+def class_names_metadata(class_names: Sequence[str] | None) -> dict[str, str]:
+    """Returns the metadata of a ``.safetensors`` file that hold class names, empty for None.
+
+    Raises:
+      InputError: the names are not such as ``load_class_names`` takes.
+    """
+    if class_names is None:
+        return {}
+    content = json.dumps(check_class_names("the model", class_names))
+    if len(content) > _LONGEST_NAMES:
+        raise InputError(f"class names of {len(content)} characters; {_LONGEST_NAMES} fit a file")
+    return {_CLASS_NAMES: content}
+
+
+def load_class_names(path_or_url: str | Path, num_classes: int) -> tuple[str, ...] | None:
+    """Loads the class names that parameters bring with them, in the order of the labels.
+
+    A run has them in ``classes.json``, and a ``.safetensors`` file in its metadata, as a JSON list
+    under ``class_names``, if it was written from such a run. Other files have none.
+
+    Args:
+      path_or_url: as ``load_pretrained`` takes it.
+      num_classes: of the parameters.
+
+    Returns:
+      The names; None if there are none.
+
+    Raises:
+      InputError: there is no such file; or the names are not a list of strings without control
+        characters, are longer than 4 MiB, or are not as many as the classes.
+    """
+    source = str(path_or_url)
+    path = download(source) if is_url(source) else Path(source)
+    if path.is_dir():
+        names: Any = read_run(path).class_names
+    else:
+        content = files.read_metadata(path).get(_CLASS_NAMES, "null")
+        if len(content) > _LONGEST_NAMES:
+            raise InputError(f"{source} has class names of {len(content)} characters")
+        try:
+            names = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the class names of {source} are no JSON") from error
+    return None if names is None else check_class_names(source, names, num_classes)
 
 
 def _read(path: Path, average: bool, model: Model) -> Tree:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from nfnets_jax.errors import InputError
+from nfnets_jax.weights.checking import check_class_names
 from nfnets_jax.weights.published import Tree
 
 
@@ -41,9 +42,9 @@ def read_run(path: Path) -> Run:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         names = folder / "classes.json"
         classes = json.loads(names.read_text(encoding="utf-8")) if names.exists() else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder} has no readable config.json and classes.json") from error
-    return Run(config, None if classes is None else tuple(classes))
+    return Run(config, None if classes is None else check_class_names(str(names), classes))
 
 
 def read_params(path: Path, average: bool) -> Tree:

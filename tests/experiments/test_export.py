@@ -21,6 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nfnets_jax.create_model("nfnet_micro", 10)
     params, _ = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     nfnets_jax.save_pretrained("ten.safetensors", params)
+    nfnets_jax.save_pretrained("bare.safetensors", model.reset_classifier(params, 0)[1])
     Path("names").write_text("\n".join("abcdefghij"))
 
 
@@ -29,6 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     export.main()
 
 
+BARE = ("--model=nfnet_micro", "--weights=bare.safetensors")
 MICRO = ("--model=nfnet_micro", "--weights=ten.safetensors", "--size=8")
 
 
@@ -57,6 +59,7 @@ def test_the_artifact_takes_pixels_and_is_described(
         (("net.stablehlo", *MICRO, "--batch=0"), "--batch is 0; it takes a number from 1 on"),
         (("net.stablehlo", *MICRO, "--size=0"), "--size is 0"),
         (("net.stablehlo", *MICRO, "--classes=nowhere"), "class names in nowhere cannot be read"),
+        (("net.stablehlo", *BARE), "bare.safetensors has no classifier of nfnet_micro"),
         (("net.stablehlo", "--weights=ten.safetensors"), "no model is named"),
         (("net.stablehlo", "--model=nfnet_mikro"), "no model 'nfnet_mikro'; nearest: nfnet_micro"),
         (("net.stablehlo", "--model=nfnet_micro", "--weights=x"), "x cannot be read"),

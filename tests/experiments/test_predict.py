@@ -101,7 +101,7 @@ def test_a_run_classifies_files(
 
 
 def test_a_run_is_evaluated_as_it_evaluates_itself(
-    digits_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    digits_run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: object) -> str:
         capsys.readouterr()
@@ -112,7 +112,7 @@ def test_a_run_is_evaluated_as_it_evaluates_itself(
             evaluate.main()
         return capsys.readouterr().out
 
-    figures = json.loads(run("--json"))
+    figures = json.loads(run("--json", f"--confusion={tmp_path}"))
     summary = json.loads((digits_run / "summary.json").read_text())["test"]
     assert figures["examples"] == summary["examples"] == 360
     assert figures["top1"] == pytest.approx(summary["ema_top1"], abs=1e-6)
@@ -121,6 +121,31 @@ def test_a_run_is_evaluated_as_it_evaluates_itself(
     assert figures["images_per_second"] > 0
     text = evaluate.as_text(figures)
     assert text.startswith(f"top-1 {summary['ema_top1']:.2%}  top-5 ")
+    assert figures["parameters"] == "moving average"
+    assert text.splitlines()[0].endswith("360 images  parameters: moving average")
+    raw = json.loads(run("--json", "--raw"))
+    assert raw["parameters"] == "raw"
+    assert raw["top1"] == pytest.approx(summary["top1"], abs=1e-6)
+
+    # The confusion matrix is what the classifier says, image by image.
+    classifier, test = open_classifier(weights=str(digits_run)), open_dataset("digits").test
+    assert test is not None
+    records = [test[index] for index in range(320)]
+    pixels = np.stack([np.asarray(record["image"]) for record in records])
+    predicted = np.concatenate([classifier(part).argmax(axis=1) for part in np.split(pixels, 5)])
+    true = np.array([record["label"] for record in records])
+    table = np.loadtxt(tmp_path / "confusion.csv", np.int64, delimiter=",", skiprows=1)
+    assert (tmp_path / "confusion.csv").read_text().startswith("true \\ predicted,0,1,2,3,4,5,6,")
+    np.testing.assert_array_equal(table[:, 0], range(10))  # The classes are called so.
+    least = np.array(
+        [[np.sum((true == r) & (predicted == c)) for c in range(10)] for r in range(10)]
+    )
+    assert (table[:, 1:] >= least).all()
+    assert table[:, 1:].sum() - least.sum() == 40
+    assert [row[label] / row.sum() for label, row in enumerate(table[:, 1:])] == pytest.approx(
+        [figures["classes"][str(label)]["top1"] for label in range(10)]
+    )
+    assert cv2.imread(str(tmp_path / "confusion.png")) is not None
     # Classes by name: seven of the ten are as many as are there.
     for label in "012":
         for path in (photos / label).iterdir():
@@ -161,9 +186,18 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nfnets_jax.create_model("nfnet_micro", 10)
     params, _ = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     nfnets_jax.save_pretrained("ten.safetensors", params)
+    nfnets_jax.save_pretrained("named.safetensors", params, list("abcdefghi"))
+    nfnets_jax.save_pretrained("twice.safetensors", params, list("abcdefghia"))
+    stem = params["NFNet/~/stem_conv0"]
+    gray = {**params, "NFNet/~/stem_conv0": {**stem, "w": stem["w"][:, :, :1]}}
+    nfnets_jax.save_pretrained("gray.safetensors", gray)
+    nfnets_jax.save_pretrained("bare.safetensors", model.reset_classifier(params, 0)[1])
 
 
 MICRO = ("--model=nfnet_micro", "--weights=ten.safetensors")
+BARE = ("--model=nfnet_micro", "--weights=bare.safetensors")
+NAMED = ("--model=nfnet_micro", "--weights=named.safetensors")
+TWICE = ("--model=nfnet_micro", "--weights=twice.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +223,25 @@ MICRO = ("--model=nfnet_micro", "--weights=ten.safetensors")
             "error: digits has no split",
         ),
         (evaluate, ("--weights=empty",), "error: no config.json in empty"),
+        (
+            evaluate,
+            (*MICRO, "--raw", "--data.dir=classes"),
+            "error: --raw takes the last parameters of a run",
+        ),
+        (evaluate, (*MICRO, "--confusion=text.png/x"), "error: text.png/x.csv cannot be written"),
+        (predict, ("text.png", *BARE), "error: bare.safetensors has no classifier of nfnet_micro"),
+        (
+            evaluate,
+            (*BARE, "--data.name=digits"),
+            "error: bare.safetensors has no classifier of nfnet_micro",
+        ),
+        (
+            predict,
+            ("text.png", "--model=nfnet_micro", "--weights=gray.safetensors"),
+            "error: gray.safetensors is for images of 1 channels",
+        ),
+        (predict, ("text.png", *NAMED), "error: named.safetensors has 9 class names for 10 classe"),
+        (evaluate, (*TWICE, "--data.dir=classes"), "error: several classes are called 'a', and "),
     ],
 )
 @pytest.mark.usefixtures("files")

@@ -1,6 +1,11 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from nfnets_jax.serving.metrics import Accuracy
 
@@ -21,6 +26,8 @@ def test_figures_are_scikit_learns() -> None:
     recalls = recall_score(labels, predictions, labels=range(9), average=None)
     assert [accuracy.per_class()[label][0] for label in range(9)] == pytest.approx(recalls)
     assert set(accuracy.per_class()) == set(range(9))
+    expected = confusion_matrix(labels, predictions, labels=range(10))
+    np.testing.assert_array_equal(accuracy.confusion, expected)
 
     confidence, error = probabilities.max(axis=1), 0.0
     for lower in np.arange(15) / 15:

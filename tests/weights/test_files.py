@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nfnets_jax.errors import InputError
-from nfnets_jax.weights.files import read_arrays, write_safetensors
+from nfnets_jax.weights.files import read_arrays, read_metadata, write_safetensors
 
 ARRAYS = {
     "NFNet/~/linear/w": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -37,6 +37,18 @@ def test_corrupted_safetensors_give_arrays_or_an_error(tmp_path: Path) -> None:
         path.write_bytes(good[:length].tobytes())
         with pytest.raises(InputError):
             read_arrays(path)
+
+
+def test_the_length_of_a_header_is_not_taken_for_a_kind_of_file(tmp_path: Path) -> None:
+    """A pickle starts with the byte 128, and so does a header of so many bytes, modulo 256."""
+    path, starts = tmp_path / "net.safetensors", set()
+    for length in range(0, 256, 4):
+        metadata = {"class_names": "a" * length}
+        write_safetensors(path, ARRAYS, metadata)
+        starts.add(path.read_bytes()[0])
+        assert read_metadata(path) == metadata
+        np.testing.assert_equal(read_arrays(path), ARRAYS)
+    assert 128 in starts
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import nfnets_jax
 from nfnets_jax.errors import InputError
@@ -117,6 +118,70 @@ def test_another_number_of_classes_starts_a_new_classifier(
     assert not three[LINEAR]["b"].any()
     assert_equal({**three, LINEAR: micro[LINEAR]}, micro)
     assert (load(num_classes=3, seed=1)[LINEAR]["w"] != three[LINEAR]["w"]).all()
+
+
+def test_a_classifier_can_be_left_out_and_added(
+    tmp_path: Path, micro: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_published(tmp_path / "ten", micro)
+    bare = nfnets_jax.load_pretrained("nfnet_micro", tmp_path / "ten", num_classes=0)
+    assert_equal(bare, {module: micro[module] for module in micro if module != LINEAR})
+    file = tmp_path / "bare.safetensors"
+    pretrained.save_pretrained(file, bare)
+    for number in (None, 0):
+        assert_equal(nfnets_jax.load_pretrained("nfnet_micro", file, num_classes=number), bare)
+    assert capsys.readouterr().err == ""
+    three = nfnets_jax.load_pretrained("nfnet_micro", file, num_classes=3)
+    assert "has no classes, not 3: the classifier is new, the rest is" in capsys.readouterr().err
+    assert three[LINEAR]["w"].shape == (512, 3)
+    assert_equal({module: three[module] for module in bare}, bare)
+    with pytest.raises(InputError, match="num_classes is -1; it takes a whole number from 0 on"):
+        nfnets_jax.load_pretrained("nfnet_micro", "nowhere", num_classes=-1)
+
+
+def test_class_names_come_back(tmp_path: Path, micro: Tree) -> None:
+    names = [f"class {place}, größer \N{ZERO WIDTH JOINER}" for place in range(10)]
+    file = tmp_path / "ten.safetensors"
+    pretrained.save_pretrained(file, micro, names)
+    assert nfnets_jax.load_class_names(file, 10) == tuple(names)
+    assert_equal(nfnets_jax.load_pretrained("nfnet_micro", file), micro)
+    with pytest.raises(InputError, match="ten.safetensors has 10 class names for 9 classes"):
+        nfnets_jax.load_class_names(file, 9)
+    pretrained.save_pretrained(file, micro)
+    write_published(tmp_path / "ten", micro)
+    assert nfnets_jax.load_class_names(file, 10) is None
+    assert nfnets_jax.load_class_names(tmp_path / "ten", 10) is None
+    for wrong in (["a\nb"], [""], ["\ud800"], [7], "abc"):
+        with pytest.raises(InputError, match="the model"):
+            pretrained.save_pretrained(file, micro, wrong)  # type: ignore[arg-type]
+    assert nfnets_jax.load_class_names(file, 10) is None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("[", "the class names of net.safetensors are no JSON"),
+        ("[" * 100_000, "the class names of net.safetensors are no JSON"),
+        ("7", "the class names of net.safetensors are no list of strings"),
+        ('{"a": "b"}', "the class names of net.safetensors are no list of strings"),
+        ('["a", 2]', "the class names of net.safetensors are no list of strings"),
+        ('["a"]', "net.safetensors has 1 class names for 2 classes"),
+        (r'["a", "\u001b[2J"]', r"net.safetensors has a class name that is empty or has control"),
+        (r'["a", "\ud800"]', r"net.safetensors has a class name that is empty or has control"),
+        (f'["a", "{"b" * 2**22}"]', "net.safetensors has class names of 4194313 characters"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_bad_class_names_end_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file({"linear/w": np.zeros((1, 2))}, "net.safetensors", {"class_names": metadata})
+    with pytest.raises(InputError) as caught:
+        nfnets_jax.load_class_names("net.safetensors", 2)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("name", ["nf_convnet", "resnet26_small"])
