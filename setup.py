@@ -62,8 +62,14 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["nfnets_jax*"]),
+    packages=[
+        *find_packages(include=["nfnets_jax*"]),
+        # A checkout has the commands beside the library, an installed library has them inside.
+        *(f"nfnets_jax.{package}" for package in find_packages(include=["experiments*"])),
+    ],
+    package_dir={"nfnets_jax.experiments": "experiments"},
     package_data={"nfnets_jax": ["py.typed"]},
+    entry_points={"console_scripts": ["nfnets = nfnets_jax.experiments.commands:main"]},
     install_requires=LIBRARY,
     extras_require={
         "train": TRAINING,

@@ -7,13 +7,11 @@ SOURCE is anything that ``load_pretrained`` takes: a published file, a ``.safete
 timm's state dict in ``.safetensors`` or ``.pth``, a run, a URL. Its content decides which.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import opening
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import create_model
 from nfnets_jax.weights.files import write_safetensors
@@ -21,14 +19,14 @@ from nfnets_jax.weights.pretrained import load_pretrained, save_pretrained
 from nfnets_jax.weights.published import Tree, write_published
 from nfnets_jax.weights.timm_names import to_timm
 
+from . import commands, opening
+
 _FORMATS = {".safetensors": "ours", ".npz": "published", ".pkl": "published"}
 
 
 def main() -> None:
     """Converts the file of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser("convert", __doc__)
     parser.add_argument("source", help="file, run or URL")
     parser.add_argument("target", type=Path, help=f"file to write: {', '.join(_FORMATS)}")
     parser.add_argument("--model", required=True, help="such as nfnet_f0")

@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import experiments.cifar10  # noqa: F401, runs of nf_convnet may lack the field that imports it
-from experiments.projects import import_projects
 from nfnets_jax.errors import InputError
 from nfnets_jax.serving.classifier import Classifier, open_classifier
 from nfnets_jax.weights.downloading import is_url
 from nfnets_jax.weights.run import read_run
+
+from . import cifar10  # noqa: F401, runs of nf_convnet may lack the field that imports it
+from .projects import import_projects
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

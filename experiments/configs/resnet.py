@@ -15,7 +15,7 @@ network have the recipe of the batch-normalized ones, to be compared with them.
 
 from ml_collections import ConfigDict
 
-from experiments import recipes
+from nfnets_jax.training import recipes
 
 VARIANTS = (
     "resnet50",
