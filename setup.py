@@ -30,6 +30,7 @@ TRAINING = [
 TESTING = [
     "pytest>=8.2",
     "pytest-xdist>=3.6",
+    "setuptools>=77",
 ]
 DEVELOPMENT = [
     *TESTING,
@@ -50,6 +51,7 @@ DOCUMENTATION = [
 # Compilers for accelerators, for machines that have them and for experiments.plan.
 CUDA = ["jax[cuda12]>=0.8"]
 TPU = ["jax[tpu]>=0.8"]
+WANDB = ["wandb>=0.18"]
 # It wants an Orbax before 0.11.37, older than that of constraints.txt.
 ONNX = ["jax2onnx>=0.17"]
 
@@ -76,6 +78,7 @@ setup(
         "dev": TRAINING + DEVELOPMENT,
         "docs": DOCUMENTATION,
         "onnx": ONNX,
+        "wandb": WANDB,
         "cuda": CUDA,
         "tpu": TPU,
         # For make plan-test.

@@ -197,6 +197,7 @@ FIELDS: Fields = {
     "look_every": Field(
         "steps between records of what AGC clips in each layer; 0: none", _EVERY, 100
     ),
+    "wandb": Field("project of Weights & Biases that gets the figures too; empty: none", str, ""),
     "log_images": Field("images of the first batch to write to TensorBoard; 0: none", _COUNT, 0),
     "histogram_every": Field("steps between histograms of the parameters; 0: none", _EVERY, 0),
     "eval_every": Field("steps between tests; 0: one at the end", _EVERY, 0),
