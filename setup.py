@@ -52,6 +52,7 @@ DOCUMENTATION = [
 CUDA = ["jax[cuda12]>=0.8"]
 TPU = ["jax[tpu]>=0.8"]
 WANDB = ["wandb>=0.18"]
+HUB = ["huggingface_hub>=1.0", "safetensors>=0.4.3"]
 # It wants an Orbax before 0.11.37, older than that of constraints.txt.
 ONNX = ["jax2onnx>=0.17"]
 
@@ -79,6 +80,7 @@ setup(
         "docs": DOCUMENTATION,
         "onnx": ONNX,
         "wandb": WANDB,
+        "hub": HUB,
         "cuda": CUDA,
         "tpu": TPU,
         # For make plan-test.

@@ -24,6 +24,8 @@ COMMANDS = {
     "export": "export",
     "prepare": "prepare",
     "plan": "plan",
+    "push": "push",
+    "pull": "pull",
     "show_augmentations": "show_augmentations",
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import create_model
+from nfnets_jax.weights import hub
 from nfnets_jax.weights.files import write_safetensors
 from nfnets_jax.weights.pretrained import load_pretrained, save_pretrained
 from nfnets_jax.weights.published import Tree, write_published
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true", help="a run's last parameters, unaveraged")
     arguments = parser.parse_args()
     try:
+        arguments.source = hub.local(arguments.source)
         settings = opening.model_of_run(arguments.source) or {"name": arguments.model}
         if settings["name"] != arguments.model:
             raise InputError(f"{arguments.source} is a run of {settings['name']}")

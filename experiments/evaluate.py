@@ -28,6 +28,7 @@ from nfnets_jax.data.sources import Source, open_split
 from nfnets_jax.errors import InputError, WorkerError, nearest
 from nfnets_jax.serving.classifier import Classifier
 from nfnets_jax.serving.metrics import Accuracy
+from nfnets_jax.weights import hub
 from nfnets_jax.weights.run import read_run
 
 from . import commands, opening, process
@@ -52,6 +53,7 @@ def main() -> None:
     try:
         if arguments.batch_size < 1:
             raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")
+        arguments.weights = arguments.weights and hub.local(arguments.weights)
         source, names = _data(arguments)
         classifier = opening.open_named(arguments)
         labels = label_map(names, classifier)

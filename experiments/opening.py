@@ -6,6 +6,7 @@ from typing import Any
 
 from nfnets_jax.errors import InputError
 from nfnets_jax.serving.classifier import Classifier, open_classifier
+from nfnets_jax.weights import hub
 from nfnets_jax.weights.downloading import is_url
 from nfnets_jax.weights.run import read_run
 
@@ -30,19 +31,30 @@ def open_named(arguments: argparse.Namespace, features: bool = False) -> Classif
     """
     if arguments.size is not None and arguments.size < 1:
         raise InputError(f"--size is {arguments.size}; it takes a number from 1 on")
-    model_of_run(arguments.weights)
-    if arguments.model is None and not is_run(arguments.weights):
-        if _is_missing(arguments.weights):
-            raise InputError(f"no such weights: {arguments.weights}")
-        raise InputError("no model is named: give --model, such as nfnet_f0")
+    arguments.weights = arguments.weights and hub.local(arguments.weights)
+    find_model(arguments.model, arguments.weights)
     return open_classifier(
         arguments.model,
         arguments.weights,
-        class_names=_read_names(arguments.classes),
+        class_names=read_names(arguments.classes),
         size=arguments.size,
         precision=arguments.precision,
         features=features,
     )
+
+
+def find_model(model: str | None, weights: str | None) -> dict[str, Any]:
+    """Returns the settings of the model of ``--model`` and ``--weights``, its projects imported.
+
+    Raises:
+      InputError: there are no such weights, no model is named, or a run cannot be read.
+    """
+    settings = model_of_run(weights)
+    if settings or model:
+        return settings or {"name": model}
+    if _is_missing(weights):
+        raise InputError(f"no such weights: {weights}")
+    raise InputError("no model is named: give --model, such as nfnet_f0")
 
 
 def is_run(weights: str | None) -> bool:
@@ -67,7 +79,7 @@ def model_of_run(weights: str | None) -> dict[str, Any]:
     return dict(config["model"])
 
 
-def _read_names(path: Path | None) -> tuple[str, ...] | None:
+def read_names(path: Path | None) -> tuple[str, ...] | None:
     """Returns class names, one a line of a file; None without a file."""
     if path is None:
         return None

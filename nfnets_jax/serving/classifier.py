@@ -16,6 +16,7 @@ from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.registry import create_model
 from nfnets_jax.serving.frozen import Frozen, Outputs, freeze
 from nfnets_jax.serving.preprocessing import TestView, published_view
+from nfnets_jax.weights import hub
 from nfnets_jax.weights.pretrained import load_pretrained
 from nfnets_jax.weights.run import read_model_state, read_run
 
@@ -115,6 +116,7 @@ def open_classifier(
         raise InputError(f"images of {size} pixels a side; the side is a number from 1 on")
     overrides: dict[str, Any] = {}
     state: Any = {}
+    weights = weights and hub.local(weights)
     if weights is not None and Path(weights).is_dir():
         run = read_run(Path(weights))
         name, data = run.config["model"]["name"], run.config["data"]

@@ -82,7 +82,9 @@ FIELDS: Fields = {
         ConfigDict,
     ),
     "init": {
-        "weights": Field("initial parameters: a file, run or URL, or published", str, ""),
+        "weights": Field(
+            "initial parameters: a file, run, URL or hf://OWNER/NAME, or published", str, ""
+        ),
         "new_classifier": Field(
             "replace the classifier even where the number of classes agrees", bool, False
         ),
