@@ -30,6 +30,7 @@ TRAINING = [
 TESTING = [
     "pytest>=8.2",
     "pytest-xdist>=3.6",
+    "setuptools>=77",
 ]
 DEVELOPMENT = [
     *TESTING,
@@ -50,6 +51,8 @@ DOCUMENTATION = [
 # Compilers for accelerators, for machines that have them and for experiments.plan.
 CUDA = ["jax[cuda12]>=0.8"]
 TPU = ["jax[tpu]>=0.8"]
+WANDB = ["wandb>=0.18"]
+HUB = ["huggingface_hub>=1.0", "safetensors>=0.4.3"]
 # It wants an Orbax before 0.11.37, older than that of constraints.txt.
 ONNX = ["jax2onnx>=0.17"]
 
@@ -62,14 +65,22 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["nfnets_jax*"]),
+    packages=[
+        *find_packages(include=["nfnets_jax*"]),
+        # A checkout has the commands beside the library, an installed library has them inside.
+        *(f"nfnets_jax.{package}" for package in find_packages(include=["experiments*"])),
+    ],
+    package_dir={"nfnets_jax.experiments": "experiments"},
     package_data={"nfnets_jax": ["py.typed"]},
+    entry_points={"console_scripts": ["nfnets = nfnets_jax.experiments.commands:main"]},
     install_requires=LIBRARY,
     extras_require={
         "train": TRAINING,
         "dev": TRAINING + DEVELOPMENT,
         "docs": DOCUMENTATION,
         "onnx": ONNX,
+        "wandb": WANDB,
+        "hub": HUB,
         "cuda": CUDA,
         "tpu": TPU,
         # For make plan-test.

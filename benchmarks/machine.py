@@ -7,11 +7,12 @@ import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from nfnets_jax.devices import processor
 
 
 def describe() -> dict[str, Any]:
@@ -24,16 +25,6 @@ def describe() -> dict[str, Any]:
         "jax": jax.__version__,
         "haiku": version("dm-haiku"),
     }
-
-
-def processor() -> str:
-    """Returns the name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(": ")[2]
-    return platform.processor() or platform.machine()
 
 
 def seconds(run: Callable[[], Any], times: int) -> list[float]:

@@ -24,8 +24,8 @@ import jax
 import numpy as np
 
 from benchmarks import machine
-from experiments import recipes
 from nfnets_jax.devices import transfer
+from nfnets_jax.training import recipes
 from nfnets_jax.training.checkpoints import Checkpoints
 from nfnets_jax.training.experiment import Experiment, build_experiment
 from nfnets_jax.training.memory import compile_update

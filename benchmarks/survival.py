@@ -30,7 +30,7 @@ _TIMED = ("images_per_second", "data_wait")
 _LONGEST_SECONDS = 3.0
 _CONFIG = '''"""A very small run."""
 
-from experiments import recipes
+from nfnets_jax.training import recipes
 
 
 def get_config():

@@ -8,15 +8,14 @@ timm's state dict in ``.safetensors`` or ``.pth``, a run, a URL. Its content dec
 ``.safetensors`` keeps the class names of a run, of another ``.safetensors``, or of ``--classes``.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import opening
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import create_model
+from nfnets_jax.weights import hub
 from nfnets_jax.weights.checking import check_class_names, count_classes
 from nfnets_jax.weights.files import write_safetensors
 from nfnets_jax.weights.pretrained import (
@@ -28,14 +27,14 @@ from nfnets_jax.weights.pretrained import (
 from nfnets_jax.weights.published import Tree, write_published
 from nfnets_jax.weights.timm_names import to_timm
 
+from . import commands, opening
+
 _FORMATS = {".safetensors": "ours", ".npz": "published", ".pkl": "published"}
 
 
 def main() -> None:
     """Converts the file of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser("convert", __doc__)
     parser.add_argument("source", help="file, run or URL")
     parser.add_argument("target", type=Path, help=f"file to write: {', '.join(_FORMATS)}")
     parser.add_argument("--model", required=True, help="such as nfnet_f0")
@@ -44,6 +43,7 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true", help="a run's last parameters, unaveraged")
     arguments = parser.parse_args()
     try:
+        arguments.source = hub.local(arguments.source)
         settings = opening.model_of_run(arguments.source) or {"name": arguments.model}
         if settings["name"] != arguments.model:
             raise InputError(f"{arguments.source} is a run of {settings['name']}")

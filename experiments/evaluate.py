@@ -23,7 +23,6 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from experiments import opening, process
 from nfnets_jax.atomic import check_writable
 from nfnets_jax.data.pipeline import eval_batches
 from nfnets_jax.data.read_errors import ReadErrors, check_readable
@@ -33,7 +32,10 @@ from nfnets_jax.errors import InputError, WorkerError, nearest
 from nfnets_jax.serving.classifier import Classifier
 from nfnets_jax.serving.confusion import draw_confusion, write_confusion_table
 from nfnets_jax.serving.metrics import Accuracy
+from nfnets_jax.weights import hub
 from nfnets_jax.weights.run import read_run
+
+from . import commands, opening, process
 
 # How many classes the text shows, those with the lowest accuracy.
 _WORST = 5
@@ -41,12 +43,10 @@ _WORST = 5
 
 def main() -> None:
     """Evaluates what the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser("evaluate", __doc__)
     opening.add_flags(parser)
     parser.add_argument("--data.name", dest="name", help="folder, tfds:NAME, digits, synthetic")
-    parser.add_argument("--data.dir", dest="dir", default="", help="as for experiments.run")
+    parser.add_argument("--data.dir", dest="dir", default="", help="as of a run")
     parser.add_argument("--data.split", dest="split", default="", help="such as validation")
     parser.add_argument("--data.num_workers", dest="workers", type=int, default=0)
     parser.add_argument("--data.max_unreadable", dest="max_unreadable", type=float, default=0.001)
@@ -59,6 +59,7 @@ def main() -> None:
         if arguments.batch_size < 1:
             raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")
         table, picture = _confusion_files(arguments.confusion)
+        arguments.weights = arguments.weights and hub.local(arguments.weights)
         source, names = _data(arguments)
         classifier = opening.open_named(arguments)
         labels = label_map(names, classifier)

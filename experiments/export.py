@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import opening
 from nfnets_jax.atomic import atomic_write_for_user
 from nfnets_jax.errors import InputError
 from nfnets_jax.serving.classifier import Classifier
 from nfnets_jax.serving.export import export, export_onnx
+
+from . import commands, opening
 
 _FORMATS = {".stablehlo": "StableHLO", ".onnx": "ONNX"}
 # Largest error of the artifact's logits, over their standard deviation.
@@ -36,9 +37,7 @@ _TOLERANCE = 1e-5
 
 def main() -> None:
     """Exports the classifier of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser("export", __doc__)
     parser.add_argument("target", type=Path, help=f"file to write: {', '.join(_FORMATS)}")
     opening.add_flags(parser)
     parser.add_argument("--batch", type=int, help="images in a batch; any number by default")

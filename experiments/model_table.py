@@ -28,11 +28,12 @@ import rich.progress
 from matplotlib.figure import Figure
 
 import nfnets_jax
-from experiments.published_results import PUBLISHED, TIMES_SOURCE, Published
 from nfnets_jax.atomic import atomic_write_for_user
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.models import counting
 from nfnets_jax.models.registry import PRECISIONS, Model
+
+from .published_results import PUBLISHED, TIMES_SOURCE, Published
 
 # Networks for smaller images are not for ImageNet.
 _MIN_SIZE = 128

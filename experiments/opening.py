@@ -4,12 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import experiments.cifar10  # noqa: F401, runs of nf_convnet may lack the field that imports it
-from experiments.projects import import_projects
 from nfnets_jax.errors import InputError
 from nfnets_jax.serving.classifier import Classifier, open_classifier
+from nfnets_jax.weights import hub
 from nfnets_jax.weights.downloading import is_url
 from nfnets_jax.weights.run import read_run
+
+from . import cifar10  # noqa: F401, runs of nf_convnet may lack the field that imports it
+from .projects import import_projects
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +32,10 @@ def open_named(arguments: argparse.Namespace, features: bool = False) -> Classif
     """
     if arguments.size is not None and arguments.size < 1:
         raise InputError(f"--size is {arguments.size}; it takes a number from 1 on")
-    model_of_run(arguments.weights)
+    arguments.weights = arguments.weights and hub.local(arguments.weights)
+    find_model(arguments.model, arguments.weights)
     if arguments.raw and not is_run(arguments.weights):
         raise InputError("--raw takes the last parameters of a run, and --weights names no run")
-    if arguments.model is None and not is_run(arguments.weights):
-        if _is_missing(arguments.weights):
-            raise InputError(f"no such weights: {arguments.weights}")
-        raise InputError("no model is named: give --model, such as nfnet_f0")
     return open_classifier(
         arguments.model,
         arguments.weights,
@@ -46,6 +45,20 @@ def open_named(arguments: argparse.Namespace, features: bool = False) -> Classif
         features=features,
         average=not arguments.raw,
     )
+
+
+def find_model(model: str | None, weights: str | None) -> dict[str, Any]:
+    """Returns the settings of the model of ``--model`` and ``--weights``, its projects imported.
+
+    Raises:
+      InputError: there are no such weights, no model is named, or a run cannot be read.
+    """
+    settings = model_of_run(weights)
+    if settings or model:
+        return settings or {"name": model}
+    if _is_missing(weights):
+        raise InputError(f"no such weights: {weights}")
+    raise InputError("no model is named: give --model, such as nfnet_f0")
 
 
 def is_run(weights: str | None) -> bool:

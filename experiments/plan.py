@@ -23,9 +23,6 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from experiments import program, run
-from experiments.projects import import_projects
-from experiments.targets import Target, open_target
 from nfnets_jax.atomic import atomic_write_for_user
 from nfnets_jax.data.normalization import mean_and_std
 from nfnets_jax.data.sources import open_dataset
@@ -35,6 +32,10 @@ from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.counting import summarize
 from nfnets_jax.training.experiment import Experiment, build_experiment
 from nfnets_jax.training.memory import Compilation, compile_to_fit
+
+from . import program, run
+from .projects import import_projects
+from .targets import Target, open_target
 
 _TARGET = flags.DEFINE_string("target", None, "h100, 8xh100, v4:4x4x4, v5e:4x4 ...")
 _CLASSES = flags.DEFINE_integer("num_classes", 1000, "Classes of data that are not at hand.")

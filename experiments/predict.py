@@ -8,7 +8,6 @@ An IMAGE is a file, a folder, a pattern, or ``-`` for standard input: an image, 
 line. Exit codes: 0; 1, with one line that says why. An unreadable image does not stop the others.
 """
 
-import argparse
 import glob
 import json
 import sys
@@ -20,11 +19,12 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from experiments import opening, process
 from nfnets_jax.data.decoding import Picture, Reading
 from nfnets_jax.data.sources import IMAGE_SUFFIXES
 from nfnets_jax.errors import InputError, UnreadableImageError
 from nfnets_jax.serving.classifier import Classifier
+
+from . import commands, opening, process
 
 _TOP = 5
 # Phones note how they were held.
@@ -48,9 +48,7 @@ class InputImage(NamedTuple):
 
 def main() -> None:
     """Classifies the images of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser("predict", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     opening.add_flags(parser)
     parser.add_argument("--batch_size", type=int, default=32)

@@ -12,7 +12,6 @@ A dataset that TFDS prepared as TFRecord, in another data directory:
 interruption, the command continues after the last complete file.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -30,13 +29,15 @@ import rich.progress
 from nfnets_jax.data.sources import imagenet_classes
 from nfnets_jax.errors import InputError
 
+from . import commands
+
 _SHARD_BYTES = 2**27
 _IMAGENET_VERSION = "5.1.0"
 
 
 def main() -> None:
     """Prepares the dataset that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = commands.parser("prepare", __doc__)
     parser.add_argument("name", help="imagenet2012, or the dataset in --tfrecords")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tars", type=Path, help="folder of ImageNet's archives")

@@ -1,4 +1,6 @@
-"""Trains a network: ``python -m experiments.run --config=NAME --workdir=DIR --config.KEY=VALUE``.
+"""Trains a network, or resumes its run.
+
+    python -m experiments.run --config=NAME --workdir=DIR --config.KEY=VALUE
 
 NAME is a configuration of ``experiments/configs``, which ``--list`` lists, or a path to your own.
 ``--show`` explains its values, ``--helpconfig`` all fields. The same command again resumes the run
@@ -16,10 +18,11 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import configs, process
-from experiments.projects import import_projects
 from nfnets_jax.errors import InputError, WorkerError, nearest
 from nfnets_jax.training import schema
+
+from . import commands, configs, process
+from .projects import import_projects
 
 _DEFAULT = "nfnet_digits"
 
@@ -74,6 +77,8 @@ def parse(argv: list[str]) -> list[str]:
 
     What it asks to know of configurations is printed, and the command ends with code 0.
     """
+    program = sys.modules["__main__"]  # Its docstring is the help that absl prints.
+    program.__doc__ = commands.as_called(program.__doc__ or "")
     try:
         # config_flags reads overrides from sys.argv, not from the arguments it is given.
         sys.argv[:] = argv = _resolve_config(argv)

@@ -6,7 +6,6 @@ Operations are drawn at the magnitudes of the NFNet recipes. Without ``--image``
 comes with scikit-learn is used.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.transforms import center_crop, distorted_crop
 from nfnets_jax.errors import UnreadableImageError
 
+from . import commands
+
 _MAGNITUDES = 5, 10, 15
 _AT = f"magnitude {', '.join(map(str, _MAGNITUDES))}"
 _SAMPLES = len(_MAGNITUDES)
@@ -26,7 +27,7 @@ _SAMPLES = len(_MAGNITUDES)
 
 def main() -> None:
     """Draws the figure that the command line describes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = commands.parser("show_augmentations", __doc__)
     parser.add_argument("--image", type=Path, help="a photograph")
     parser.add_argument("--other", type=Path, help="another, to mix it with")
     parser.add_argument("--size", type=int, default=192, help="side of the images, pixels")

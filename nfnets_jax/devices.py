@@ -1,6 +1,8 @@
-"""Arrays on several devices: replicated, split along the batch, and fetched back."""
+"""Arrays on several devices: replicated, split along the batch, fetched back; the CPU's name."""
 
+import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import chex
 import jax
@@ -52,3 +54,13 @@ def transfer(batch: Mapping[str, np.ndarray], devices: Sequence[jax.Device]) -> 
 def fetch(tree: chex.ArrayTree) -> chex.ArrayTree:
     """Copies a replicated tree from this host's first device to NumPy arrays."""
     return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], tree)
+
+
+def processor() -> str:
+    """Returns the name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.processor() or platform.machine()

@@ -53,13 +53,30 @@ def imports(module: str) -> Iterator[str]:
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in FILES)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            source = imported_from(module, node)
             for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
+                submodule = f"{source}.{alias.name}"
                 if submodule in FILES:
                     yield submodule
-                elif node.module in FILES:
-                    yield node.module
+                elif source in FILES:
+                    yield source
+
+
+def imported_from(module: str, node: ast.ImportFrom) -> str:
+    """Returns the full name of what ``from … import`` names, which may be relative."""
+    if not node.level:
+        return node.module or ""
+    inside = FILES[module].name == "__init__.py"  # A package counts as inside of itself.
+    package = module.split(".")[: (1 if inside else 0) - node.level or None]
+    return ".".join([*package, *([node.module] if node.module else [])])
+
+
+def absolute(node: ast.AST) -> list[str]:
+    """Returns the modules that a statement imports by their full names."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
 
 
 def layer(module: str) -> int:
@@ -84,6 +101,31 @@ def test_imports_point_down(name: str) -> None:
         if room(importer) == name
         for imported in imports(importer)
         if not may_import(importer, imported)
+    ]
+    assert wrong == []
+
+
+def test_the_commands_work_under_any_name_of_their_package() -> None:
+    """An installed library has ``experiments`` as ``nfnets_jax.experiments``."""
+    wrong = [
+        f"{module} imports {name}: import it relatively"
+        for module, tree in TREES.items()
+        if room(module) == "experiments"
+        for node in ast.walk(tree)
+        for name in absolute(node)
+        if room(name) in PROGRAMS
+    ]
+    assert wrong == []
+
+
+def test_configurations_can_be_copied() -> None:
+    """A family's file is also loaded by its path, so it imports nothing beside it."""
+    wrong = [
+        module
+        for module, tree in TREES.items()
+        if module.startswith("experiments.configs.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert wrong == []
 

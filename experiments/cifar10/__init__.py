@@ -5,6 +5,7 @@ registers the optimizer ``muon`` and the augmentation ``alternating_flip`` too.
 """
 
 import nfnets_jax
-from experiments.cifar10.model import NFConvNetConfig
+
+from .model import NFConvNetConfig
 
 nfnets_jax.register_model("nf_convnet", NFConvNetConfig())

@@ -29,12 +29,13 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from experiments.cifar10.pooling import conv2d_max_pool
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy, conv2d
 from nfnets_jax.models import layers
 from nfnets_jax.models.initialization import Normal
 from nfnets_jax.models.prepare import LayerStack
+
+from .pooling import conv2d_max_pool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from experiments import process
 from nfnets_jax.errors import InputError
+
+from .. import process
 
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 _IS_FOLLOWER = "NFNETS_IS_FOLLOWER"

@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments.studies import command, grid, results
 from nfnets_jax.errors import InputError
+
+from ..studies import command, grid, results
 
 
 class Budget(NamedTuple):
@@ -78,7 +79,7 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
 
 def _train(flags: Sequence[str], folder: Path, member: grid.Settings) -> float:
     """Trains with an empty cache of compiled programs, and returns the minutes."""
-    command = [sys.executable, "-m", "experiments.cifar10.train", *flags]
+    command = [sys.executable, "-m", f"{__package__}.train", *flags]
     command += [f"--config.seed={member['seed']}", f"--workdir={folder}"]
     with tempfile.TemporaryDirectory() as cache:
         start = time.monotonic()

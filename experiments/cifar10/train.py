@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from experiments import run
-from experiments.cifar10 import processes
 from nfnets_jax.errors import InputError
+
+from .. import run
+from . import processes
 
 _CPU_PROCESSES = flags.DEFINE_integer(
     "cpu_processes", 0, "Processes on a machine without accelerators; 0 is one a core."

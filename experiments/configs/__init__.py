@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.configs import (
+from nfnets_jax.errors import InputError, nearest
+
+from . import (
     cifar10,
     digits,
     efficientnet,
@@ -17,7 +19,6 @@ from experiments.configs import (
     nfnet,
     resnet,
 )
-from nfnets_jax.errors import InputError, nearest
 
 _FAMILIES = (nfnet, nf_resnet, nf_regnet, resnet, efficientnet, digits, cifar10, finetune)
 # The family of each configuration.

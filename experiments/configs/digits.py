@@ -13,7 +13,7 @@ and with shifts as the only augmentation.
 
 from ml_collections import ConfigDict
 
-from experiments import recipes
+from nfnets_jax.training import recipes
 
 VARIANTS = {"nfnet_digits": "nfnet_micro"}  # Networks by configuration.
 

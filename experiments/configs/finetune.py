@@ -17,7 +17,7 @@ section 6.1, at a tenth of the learning rate.
 
 from ml_collections import ConfigDict
 
-from experiments import recipes
+from nfnets_jax.training import recipes
 
 VARIANTS = {"finetune": "nfnet_f0"}  # Networks by configuration.
 

@@ -13,7 +13,7 @@ decay have not been checked against its text.
 
 from ml_collections import ConfigDict
 
-from experiments import recipes
+from nfnets_jax.training import recipes
 
 VARIANTS = (
     "nf_resnet50",

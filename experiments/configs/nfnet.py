@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import recipes
+from nfnets_jax.training import recipes
 
 
 class Variant(NamedTuple):

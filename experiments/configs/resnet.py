@@ -16,7 +16,7 @@ the NFNets' authors, who trained ResNets beside them.
 
 from ml_collections import ConfigDict
 
-from experiments import recipes
+from nfnets_jax.training import recipes
 
 VARIANTS = (
     "resnet50",

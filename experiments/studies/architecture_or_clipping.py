@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.studies import command, results, tuned_training
-from experiments.studies.tuned_training import Budget, Network
+from . import command, results, tuned_training
+from .tuned_training import Budget, Network
 
 BUDGETS = {
     "smoke": Budget(0.1, (32,), (0.2,), seeds=1, image_size=8),

@@ -26,12 +26,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import nfnets_jax
-from experiments import recipes
-from experiments.studies import command, grid, results
 from nfnets_jax.devices import transfer
 from nfnets_jax.models.batch_norm import BatchNorm
+from nfnets_jax.training import recipes
 from nfnets_jax.training.experiment import build_experiment
 from nfnets_jax.training.memory import compile_update, planned_bytes
+
+from . import command, grid, results
 
 
 class Budget(NamedTuple):

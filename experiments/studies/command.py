@@ -1,13 +1,13 @@
 """Runs a study: ``python -m experiments.studies.NAME --budget= --workdir= --data_dir=``."""
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import process
-from experiments.studies import results
 from nfnets_jax.errors import InputError
+
+from .. import commands, process
+from . import results
 
 BUDGETS = ("smoke", "cpu", "gpu")
 
@@ -25,16 +25,14 @@ def run(name: str, description: str, study: Study) -> None:
       description: the study's docstring, for ``--help``.
       study: measures with a budget in a working directory; ``data_dir`` is None if not given.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    module = name if "." in name else f"experiments.studies.{name}"
+    parser = commands.parser(module.removeprefix("experiments."), description)
     parser.add_argument("--budget", default="smoke", choices=BUDGETS)
     parser.add_argument("--workdir", type=Path, help=f"default: runs/studies/{name}/BUDGET")
     parser.add_argument("--data_dir", type=Path, help="data directory of TensorFlow Datasets")
     arguments = parser.parse_args()
     workdir = arguments.workdir or Path("runs/studies", name, arguments.budget)
-    module = name if "." in name else f"experiments.studies.{name}"
-    command = f"python -m {module} --budget={arguments.budget}"
+    command = commands.as_called(f"python -m {module} --budget={arguments.budget}")
     if arguments.data_dir:
         command += " --data_dir=TFDS_DIR"
     process.keep_freed_memory()

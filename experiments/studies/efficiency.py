@@ -21,11 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import nfnets_jax
-from experiments.published_results import PUBLISHED
-from experiments.studies import command, results, tuned_training
-from experiments.studies.tuned_training import Budget, Network, TunedRuns
 from nfnets_jax.models import counting
 from nfnets_jax.models.registry import Model
+
+from ..published_results import PUBLISHED
+from . import command, results, tuned_training
+from .tuned_training import Budget, Network, TunedRuns
 
 BUDGETS = {
     "smoke": Budget(0.1, (64,), (0.2,), seeds=1, image_size=8),

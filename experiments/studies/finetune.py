@@ -24,11 +24,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import recipes
-from experiments.studies import command, grid, results
 from nfnets_jax.data.decoding import Picture
 from nfnets_jax.data.sources import Source, fetch, open_split
-from nfnets_jax.training import loop
+from nfnets_jax.training import loop, recipes
+
+from . import command, grid, results
 
 
 class Budget(NamedTuple):

@@ -29,9 +29,10 @@ from jax import lax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments.configs import lm
-from experiments.studies import command, grid, results
 from nfnets_jax import optax_agc
+
+from ..configs import lm
+from . import command, grid, results
 
 _BYTES = 256
 _COLORS = {"none": "C7", "global norm": "C0", "AGC": "C1"}

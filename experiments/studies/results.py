@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 from matplotlib.figure import Figure
 
-from benchmarks import machine
-from experiments.studies.grid import Row, Settings, format_cell
 from nfnets_jax.atomic import atomic_write
+from nfnets_jax.devices import processor
 from nfnets_jax.training import reporting
+
+from .grid import Row, Settings, format_cell
 
 
 class Results(NamedTuple):
@@ -42,7 +43,7 @@ def write(workdir: Path, command: str, results: Results) -> None:
         **results.conditions,
         "runs": len(results.rows),
         "run_seconds": round(sum(row["seconds"] for row in results.rows)),
-        "processor": machine.processor(),
+        "processor": processor(),
         **environment,
         **versions,
     }

@@ -28,8 +28,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import nfnets_jax
-from experiments.studies import command, grid, results
 from nfnets_jax.models import layers
+
+from . import command, grid, results
 
 
 class Budget(NamedTuple):

@@ -15,11 +15,11 @@ import jax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import recipes
-from experiments.studies import grid, results
 from nfnets_jax.data.sources import open_dataset
-from nfnets_jax.training import loop
+from nfnets_jax.training import loop, recipes
 from nfnets_jax.training.divergence import Diverged
+
+from . import grid, results
 
 # Batch normalization takes its statistics from at most this many images, as on several devices.
 _MICRO_BATCH = 64

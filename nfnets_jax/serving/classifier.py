@@ -17,6 +17,7 @@ from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.registry import create_model
 from nfnets_jax.serving.frozen import Frozen, Outputs, freeze
 from nfnets_jax.serving.preprocessing import TestView, published_view
+from nfnets_jax.weights import hub
 from nfnets_jax.weights.checking import count_channels, count_classes
 from nfnets_jax.weights.pretrained import load_class_names, load_pretrained
 from nfnets_jax.weights.run import read_model_state, read_run
@@ -127,6 +128,7 @@ def open_classifier(
     overrides: dict[str, Any] = {}
     state: Any = {}
     parameters = "file"
+    weights = weights and hub.local(weights)
     if weights is not None and Path(weights).is_dir():
         run = read_run(Path(weights))
         name, data = run.config["model"]["name"], run.config["data"]

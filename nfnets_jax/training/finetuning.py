@@ -15,6 +15,7 @@ import optax
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model
+from nfnets_jax.weights import hub
 from nfnets_jax.weights.checking import count_channels, count_classes
 from nfnets_jax.weights.pretrained import load_pretrained
 from nfnets_jax.weights.run import read_model_state
@@ -54,7 +55,7 @@ def load_initial_weights(
     if not weights:
         return Pretrained({}, {})
     overrides = {field: value for field, value in config.model.items() if field != "name"}
-    source = None if weights == PUBLISHED else weights
+    source = None if weights == PUBLISHED else hub.local(weights)
     params = load_pretrained(config.model.name, source, **overrides)
     channels = count_channels(model, params)
     if channels != dataset.channels:
@@ -71,8 +72,8 @@ def load_initial_weights(
             f"{f'the one for {known}' if known else 'none'}; all other parameters are kept",
             file=sys.stderr,
         )
-    is_run = Path(weights).is_dir()
-    return Pretrained(params, read_model_state(Path(weights)) if is_run else {})
+    is_run = source is not None and Path(source).is_dir()
+    return Pretrained(params, read_model_state(Path(str(source))) if is_run else {})
 
 
 def merge_params(initial: Tree, pretrained: Tree) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from nfnets_jax.data.read_errors import ReadErrors
 from nfnets_jax.devices import fetch
-from nfnets_jax.training import hosts, reporting, telemetry
+from nfnets_jax.training import hosts, reporting, telemetry, tracking
 from nfnets_jax.training.checkpoints import Checkpoint, Checkpoints
 from nfnets_jax.training.divergence import Diverged, DivergenceMonitor
 from nfnets_jax.training.evaluation import Evaluator
@@ -55,6 +55,7 @@ def train(
       WorkerError: worker processes that read images keep dying.
     """
     experiment = build_experiment(config)
+    tracking.check_wandb(config)
     claim_workdir(workdir, config)
     write_class_names(workdir, experiment.dataset.class_names)
 
@@ -77,6 +78,7 @@ def train(
                 start.step,
                 config.num_steps,
                 config.batch_size,
+                tracking.open_wandb(config, workdir),
             )
             profiler = Profiler(workdir / "profile", profile_steps, reporter.log)
             try:

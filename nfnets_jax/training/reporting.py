@@ -36,14 +36,22 @@ class Reporter:
     """Reports the progress of a run to the terminal and to the files of its workdir.
 
     ``metrics.jsonl`` has one JSON object a row: ``step`` (number of updates), ``split`` (``train``
-    or ``test``) and metrics. ``metrics.csv`` has the same as a table, and TensorBoard. On a
-    terminal a progress bar shows the newest training metrics; elsewhere each row is printed.
+    or ``test``) and metrics. ``metrics.csv`` has the same as a table, and so have TensorBoard and
+    Weights & Biases. On a terminal a progress bar shows the newest training metrics; elsewhere each
+    row is printed.
 
     Attributes:
       rows: the rows of ``metrics.jsonl``.
     """
 
-    def __init__(self, workdir: Path | None, step: int, num_steps: int, batch_size: int):
+    def __init__(
+        self,
+        workdir: Path | None,
+        step: int,
+        num_steps: int,
+        batch_size: int,
+        wandb_run: Any = None,
+    ):
         """Opens the files and starts the progress bar.
 
         Args:
@@ -52,7 +60,10 @@ class Reporter:
             as the run writes them again.
           num_steps: the last step.
           batch_size: over all hosts, for the images per second.
+          wandb_run: a run of Weights & Biases, which gets the same figures and is finished with
+            the report; None for none. It keeps the later rows that it has.
         """
+        self._wandb = wandb_run
         self._workdir, self._num_steps, self._batch_size = workdir, num_steps, batch_size
         self.rows: list[Row] = []
         path = Path(os.devnull)
@@ -131,9 +142,8 @@ class Reporter:
         )
 
     def clipping(self, step: int, stats: Mapping[str, float]) -> None:
-        """Reports the clipping statistics of a step to TensorBoard."""
-        for name, value in stats.items():
-            self._tensorboard.add_scalar(f"clipping/{name}", value, step)
+        """Reports the clipping statistics of a step to TensorBoard and Weights & Biases."""
+        self._track(step, "clipping", stats)
 
     def model(self, summary: Summary) -> None:
         """Prints a table of the network's parts."""
@@ -172,6 +182,9 @@ class Reporter:
         self._bar.stop()
         self._file.close()
         self._tensorboard.close()
+        if self._wandb:
+            done = bool(self.rows) and self.rows[-1]["step"] == self._num_steps
+            self._wandb.finish(exit_code=0 if done else 1)
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
@@ -179,9 +192,16 @@ class Reporter:
             plot_curves(self.rows, self._workdir / "curves.png", self._workdir.name)
             write_atomically(self._workdir / "metrics.csv", as_csv(self.rows))
 
+    def _track(self, step: int, group: str, figures: Mapping[str, float]) -> None:
+        """Adds figures, named ``group/figure``, to TensorBoard and Weights & Biases."""
+        named = {f"{group}/{name}": value for name, value in figures.items()}
+        for name, value in named.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(named, step=step)
+
     def _write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        self._track(step, split, metrics)
         # JSON has no NaN.
         finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
         self.rows.append({"step": step, "split": split, **finite})

@@ -82,7 +82,9 @@ FIELDS: Fields = {
         ConfigDict,
     ),
     "init": {
-        "weights": Field("initial parameters: a file, run or URL, or published", str, ""),
+        "weights": Field(
+            "initial parameters: a file, run, URL or hf://OWNER/NAME, or published", str, ""
+        ),
         "new_classifier": Field(
             "replace the classifier even where the number of classes agrees", bool, False
         ),
@@ -211,6 +213,7 @@ FIELDS: Fields = {
     "look_every": Field(
         "steps between records of what AGC clips in each layer; 0: none", _EVERY, 100
     ),
+    "wandb": Field("project of Weights & Biases that gets the figures too; empty: none", str, ""),
     "log_images": Field("images of the first batch to write to TensorBoard; 0: none", _COUNT, 0),
     "histogram_every": Field("steps between histograms of the parameters; 0: none", _EVERY, 0),
     "eval_every": Field("steps between tests; 0: one at the end", _EVERY, 0),

@@ -19,6 +19,7 @@ _FREE_FIELDS = frozenset(
         "micro_batch_size",
         "log_every",
         "look_every",
+        "wandb",
         "on_divergence",
         "eval_every",
         "checkpoint_every",

@@ -12,7 +12,7 @@ import numpy as np
 
 from nfnets_jax.errors import InputError
 from nfnets_jax.models.registry import Model, create_model
-from nfnets_jax.weights import files
+from nfnets_jax.weights import files, hub
 from nfnets_jax.weights.checking import (
     check,
     check_class_names,
@@ -55,14 +55,15 @@ def load_pretrained(
     Args:
       name: of the model.
       path_or_url: a published file, a ``.safetensors`` of ``save_pretrained``, a state dict of timm
-        in ``.safetensors`` or ``.pth``, the workdir of a run or one of its ``checkpoints``; or the
-        URL of a file, which is downloaded once, to ``$NFNETS_CACHE`` or ``~/.cache/nfnets_jax``.
+        in ``.safetensors`` or ``.pth``, the workdir of a run or one of its ``checkpoints``; the
+        URL of a file, which is downloaded once, to ``$NFNETS_CACHE`` or ``~/.cache/nfnets_jax``;
+        or ``hf://OWNER/NAME``, or ``hf://OWNER/NAME@REVISION``, of the Hugging Face hub.
         None is the file that DeepMind published for the model.
       num_classes: of the model; None takes the number that the file has, 0 without a classifier. 0
         leaves the classifier out. If the numbers differ otherwise, the classifier is new, and a
         line on standard error says so.
       average: whether to take a run's moving average of the parameters, not the last ones.
-      sha256: hexadecimal digest that the file must have.
+      sha256: hexadecimal digest that the file of a URL must have.
       seed: of a new classifier.
       **overrides: as for ``create_model``, where they change shapes.
 
@@ -85,7 +86,9 @@ def load_pretrained(
             )
         path_or_url = PUBLISHED[name]
     source = str(path_or_url)
-    path = download(source, sha256=sha256) if is_url(source) else Path(source)
+    if sha256 and hub.is_hub(source):
+        raise InputError(f"sha256 goes with a URL; {source}@COMMIT is always the same files")
+    path = download(source, sha256=sha256) if is_url(source) else Path(hub.local(source))
     tree = _read(path, average, model)
     found, channels = count_classes(model, tree), count_channels(model, tree)
     model = create_model(name, found, **overrides)
@@ -158,7 +161,7 @@ def load_class_names(path_or_url: str | Path, num_classes: int) -> tuple[str, ..
         characters, are longer than 4 MiB, or are not as many as the classes.
     """
     source = str(path_or_url)
-    path = download(source) if is_url(source) else Path(source)
+    path = download(source) if is_url(source) else Path(hub.local(source))
     if path.is_dir():
         names: Any = read_run(path).class_names
     else:

@@ -8,8 +8,12 @@ import jax
 import numpy as np
 
 from nfnets_jax.errors import InputError
+from nfnets_jax.weights import files
 from nfnets_jax.weights.checking import check_class_names
 from nfnets_jax.weights.published import Tree
+
+# Instead of checkpoints, in the folder of a model that was made for others.
+PARAMS_FILE, STATE_FILE = "model.safetensors", "state.safetensors"
 
 
 class Run(NamedTuple):
@@ -33,11 +37,7 @@ def read_run(path: Path) -> Run:
     Raises:
       InputError: there is no run, or its files are damaged.
     """
-    for folder in (path.absolute(), *path.absolute().parents[:2]):
-        if (folder / "config.json").is_file():
-            break
-    else:
-        raise InputError(f"no config.json in {path}: give the workdir of a run")
+    folder = find_run(path)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         names = folder / "classes.json"
@@ -47,16 +47,36 @@ def read_run(path: Path) -> Run:
     return Run(config, None if classes is None else check_class_names(str(names), classes))
 
 
+def find_run(path: Path) -> Path:
+    """Returns the workdir of a run.
+
+    Args:
+      path: the workdir, its ``checkpoints``, or one of these.
+
+    Raises:
+      InputError: there is no run.
+    """
+    for folder in (path.absolute(), *path.absolute().parents[:2]):
+        if (folder / "config.json").is_file():
+            return folder
+    raise InputError(f"no config.json in {path}: give the workdir of a run")
+
+
 def read_params(path: Path, average: bool) -> Tree:
     """Reads the parameters of a run, without knowing its optimizer.
 
     Args:
-      path: the workdir or its ``checkpoints``, for the newest checkpoint; or a checkpoint.
+      path: the workdir or its ``checkpoints``, for the newest checkpoint; or a checkpoint; or the
+        folder of a model that was made for others.
       average: whether to read the moving average of the parameters.
 
     Raises:
       InputError: there is no checkpoint, or it cannot be read.
     """
+    if (path / PARAMS_FILE).is_file():
+        if not average:
+            raise InputError(f"{path} has one set of parameters, and not a run's last ones")
+        return _read_safetensors(path / PARAMS_FILE)
     return _read_part(path, "ema_params" if average else "params")
 
 
@@ -66,6 +86,9 @@ def read_model_state(path: Path) -> Tree:
     Raises:
       InputError: as ``read_params``.
     """
+    if (path / PARAMS_FILE).is_file():
+        state = path / STATE_FILE
+        return _read_safetensors(state) if state.is_file() else {}
     return _read_part(path, "model_state")
 
 
@@ -75,6 +98,10 @@ def restore_as_numpy(template: Any, **options: Any) -> Any:
 
     arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
     return ocp.args.PyTreeRestore(item=template, restore_args=arrays, **options)
+
+
+def _read_safetensors(path: Path) -> Tree:
+    return files.unflatten(path, files.read_safetensors(path))
 
 
 def _read_part(path: Path, part: str) -> Tree:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 import nfnets_jax
-from experiments import plan, recipes
+from experiments import plan
 from experiments.targets import Rates, Target, open_target
 from nfnets_jax.errors import InputError
+from nfnets_jax.training import recipes
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -104,7 +104,7 @@ def as_tfrecord(prepared: Path, data_dir: Path) -> Path:
 def test_the_command_that_the_error_names_converts_tfrecords(tars: Path, tmp_path: Path) -> None:
     prepared = prepare.imagenet(tars, tmp_path / "tfds")
     old = as_tfrecord(prepared, tmp_path / "old")
-    with pytest.raises(InputError, match="python -m experiments.prepare` converts it"):
+    with pytest.raises(InputError, match="nfnets prepare` converts it"):
         open_dataset("tfds:imagenet2012", str(tmp_path / "old"))
     prepare.convert("imagenet2012", tmp_path / "old", tmp_path / "new")
     assert levels(tmp_path / "new") == levels(tmp_path / "tfds")

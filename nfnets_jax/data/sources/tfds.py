@@ -133,7 +133,7 @@ def _open(builder: Any, split: str, directory: str) -> Source:
     except NotImplementedError as error:
         raise InputError(
             f"dataset {name!r} in {_data_directory(directory)} is TFRecord, which has no random "
-            "access; `python -m experiments.prepare` converts it to ArrayRecord"
+            "access; `nfnets prepare` converts it to ArrayRecord"
         ) from error
     source = TFDSSource(name, split, records)
     small = None not in shape and len(source) * math.prod(shape) <= _IN_MEMORY_BYTES
