@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -183,13 +183,13 @@ def _shapes(experiment: Experiment) -> tuple[Any, Any]:
     """Returns the shapes of state and batch, as a host's part of ``jax.pmap`` has them."""
     local = len(local_devices(experiment.devices))
     part = experiment.config.batch_size // len(experiment.devices)
-    size, channels = experiment.config.data.image_size, experiment.dataset.channels
+    batches = experiment.train_batches
+    examples = batches.part(0, 0, batches.examples.group_size)
     state = jax.eval_shape(lambda: experiment.model.stacked(experiment.create_state()))
     batch = {
-        "image": jax.ShapeDtypeStruct((part, size, size, channels), np.uint8),
-        "label": jax.ShapeDtypeStruct((part,), np.int32),
-        "other_label": jax.ShapeDtypeStruct((part,), np.int32),
-        "share": jax.ShapeDtypeStruct((part,), np.float32),
+        name: jax.ShapeDtypeStruct((part, *array.shape[1:]), array.dtype)
+        for name, array in cast(dict[str, np.ndarray], examples).items()
+        if name != "unreadable"
     }
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct((local, *array.shape), array.dtype), (state, batch)

@@ -138,6 +138,12 @@ FIELDS: Fields = {
             "parameter of MixUp's beta distribution; 0: no MixUp", Range(0, 1000), 0.0
         ),
         "cutmix": Field("with MixUp, pairs of images take turns", bool, False),
+        "on_device": Field(
+            "the device mixes and RandAugments the images, not the host; auto: if it is an "
+            "accelerator",
+            ("auto", "yes", "no"),
+            "auto",
+        ),
     },
     "batch_size": Field("images a step, over all devices and hosts", Range(1, 2**20, whole=True)),
     "num_steps": Field("steps of the run", _STEPS),
