@@ -184,10 +184,11 @@ def _shapes(experiment: Experiment) -> tuple[Any, Any]:
     local = len(local_devices(experiment.devices))
     part = experiment.config.batch_size // len(experiment.devices)
     batches = experiment.train_batches
-    examples = batches.part(0, 0, batches.examples.group_size)
+    group = batches.examples.group_size
+    examples = batches.part(0, 0, group)
     state = jax.eval_shape(lambda: experiment.model.stacked(experiment.create_state()))
     batch = {
-        name: jax.ShapeDtypeStruct((part, *array.shape[1:]), array.dtype)
+        name: jax.ShapeDtypeStruct((part * len(array) // group, *array.shape[1:]), array.dtype)
         for name, array in cast(dict[str, np.ndarray], examples).items()
         if name != "unreadable"
     }
@@ -200,7 +201,7 @@ def _ascent_share(experiment: Experiment, batch: Any, compilation: Compilation) 
     """Returns the share of the batch that SAM computes a first gradient of."""
     if experiment.sam is None:
         return 0.0
-    examples = batch["image"].shape[1]
+    examples = batch["label"].shape[1]
     return experiment.sam.ascent_examples(examples, compilation.micro_batch_size) / examples
 
 

@@ -18,13 +18,11 @@ class LeftToDevice(TypedDict, total=False):
     """What ``on_device.augment`` does to images, as arrays.
 
     Attributes:
-      mixing: ``[B, 5]`` float32, the numbers of a ``Mixture`` after its share.
-      partner: ``[B]`` int32, how many places further in the batch the other image of it lies.
+      mixing: ``[B, 5]`` float32, the numbers of a ``Mixture`` of neighbours after its share.
       randaugment: ``[B, layers, 4]`` float32, operations and their parameters.
     """
 
     mixing: np.ndarray
-    partner: np.ndarray
     randaugment: np.ndarray
 
 
@@ -170,8 +168,7 @@ class Augmentation:
         numbers = np.array(mixtures, np.float32)
         mixed = Augmented(images, partners, numbers[:, 0])
         if self.on_device:
-            steps = (partners - own).astype(np.int32)
-            return mixed._replace(left={"mixing": numbers[:, 1:], "partner": steps})
+            return mixed._replace(left={"mixing": numbers[:, 1:]})
         pairs = zip(mixtures, images, images[partners], strict=True)
         return mixed._replace(images=np.stack([mixture.apply(*pair) for mixture, *pair in pairs]))
 

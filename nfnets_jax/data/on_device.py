@@ -28,16 +28,18 @@ def augment(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
     Args:
       batch: ``image``, ``[B, H, W, C]`` uint8, and what is left to the device, see
-        ``augmentation.LeftToDevice``; nothing is done where that is absent.
+        ``augmentation.LeftToDevice``; nothing is done where that is absent. ``[2 * B, H, W, C]``
+        become ``B`` mixtures of their own two images each.
 
     Returns:
       The batch with augmented images, and without what was left to do.
     """
     done = dict(batch)
     if "mixing" in done:
-        mixing, partner = done.pop("mixing"), done.pop("partner")
-        others = done["image"][jnp.arange(len(partner)) + partner]
-        done["image"] = mix(done["image"], others, mixing)
+        images, mixing = done["image"], done.pop("mixing")
+        # Either each of two neighbours becomes a mixture, or both become one.
+        first = jnp.arange(len(mixing)) * (len(images) // len(mixing))
+        done["image"] = mix(images[first], images[first ^ 1], mixing)
     if "randaugment" in done:
         done["image"] = randaugment(done["image"], done.pop("randaugment"))
     return done

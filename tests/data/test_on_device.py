@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_image
 from nfnets_jax.data import on_device, pipeline, randaugment
 from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.decoding import resize
-from nfnets_jax.data.mixing import Mixing
+from nfnets_jax.data.mixing import Mixing, Mixture
 from tests.data.fake_sources import numbered
 from tests.data.test_randaugment import REFERENCES, SIDE, Signed
 
@@ -76,6 +76,16 @@ def test_degenerate_images_agree_with_the_host() -> None:
     results = apply(images, np.stack([randaugment.as_numbers(drawn) for _, drawn in cases]))
     for result, (image, drawn) in zip(results, cases, strict=True):
         np.testing.assert_array_equal(result, randaugment.apply(image, drawn))
+
+
+def test_two_images_may_become_one_mixture() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8)
+    mixtures = [Mixture(0.3, 0.3), Mixture(0.6, 1, 1, 3, 2, 5), Mixture(1, 1)]
+    batch = {"image": images, "mixing": np.array(mixtures, np.float32)[:, 1:]}
+    result = jax.jit(on_device.augment)(batch)
+    expected = [mixture.apply(*images[2 * i : 2 * i + 2]) for i, mixture in enumerate(mixtures)]
+    np.testing.assert_allclose(result["image"].astype(int), np.stack(expected), atol=1)
+    assert result.keys() == {"image"}
 
 
 AUGMENTATION = Augmentation(

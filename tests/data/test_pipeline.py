@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -20,19 +21,25 @@ AUGMENTATION = Augmentation(
 )
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("processes", [2, 3, 8])
-def test_any_number_of_processes_loads_the_same_batches(processes: int) -> None:
+def test_any_number_of_processes_loads_the_same_batches(processes: int, on_device: bool) -> None:
     """The number of records is prime to the batch, so that batches cross the ends of epochs."""
-    source = numbered(37, size=9)
-    whole = pipeline.train_batches(source, AUGMENTATION, 48, 0)
+    source, augmentation = (
+        numbered(37, size=9),
+        dataclasses.replace(AUGMENTATION, on_device=on_device),
+    )
+    whole = pipeline.train_batches(source, augmentation, 48, 0)
     parts = [
-        pipeline.train_batches(source, AUGMENTATION, 48, 0, i, processes) for i in range(processes)
+        pipeline.train_batches(source, augmentation, 48, 0, i, processes) for i in range(processes)
     ]
+    assert ("randaugment" in whole[0]) == on_device
     labels = []
     for index in range(37):
         batches = [part[index] for part in parts]
-        joined = np.concatenate([batch["image"] for batch in batches])
-        np.testing.assert_array_equal(joined, whole[index]["image"])
+        for name, array in whole[index].items():
+            joined = np.concatenate([batch[name] for batch in batches])  # type: ignore[literal-required]
+            np.testing.assert_array_equal(joined, array)
         labels += [label for batch in batches for label in batch["label"]]
     for epoch in np.reshape(labels, (48, 37)):
         assert sorted(epoch) == list(range(37))
