@@ -23,6 +23,7 @@ from jax import lax
 from nfnets_jax.data.randaugment import GRAY, LUMINANCE, NAMES
 
 
+@jax.named_scope("augmentation")
 def augment(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Mixes and RandAugments the images of a batch, or of a device's part of it.
 
