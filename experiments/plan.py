@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -26,7 +26,6 @@ from ml_collections import ConfigDict
 from nfnets_jax.atomic import atomic_write_for_user
 from nfnets_jax.data.normalization import mean_and_std
 from nfnets_jax.data.sources import open_dataset
-from nfnets_jax.devices import local_devices
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.counting import summarize
@@ -181,19 +180,20 @@ def _build(config: ConfigDict, target: Target, num_classes: int) -> Experiment:
 
 
 def _shapes(experiment: Experiment) -> tuple[Any, Any]:
-    """Returns the shapes of state and batch, as a host's part of ``jax.pmap`` has them."""
-    local = len(local_devices(experiment.devices))
-    part = experiment.config.batch_size // len(experiment.devices)
-    size, channels = experiment.config.data.image_size, experiment.dataset.channels
+    """Returns the shapes of state and batch, as ``jax.pmap`` has them on one host."""
+    devices = len(experiment.devices)
+    part = experiment.config.batch_size // devices
+    batches = experiment.train_batches
+    group = batches.examples.group_size
+    examples = batches.part(0, 0, group)
     state = jax.eval_shape(lambda: experiment.model.stacked(experiment.create_state()))
     batch = {
-        "image": jax.ShapeDtypeStruct((part, size, size, channels), np.uint8),
-        "label": jax.ShapeDtypeStruct((part,), np.int32),
-        "other_label": jax.ShapeDtypeStruct((part,), np.int32),
-        "share": jax.ShapeDtypeStruct((part,), np.float32),
+        name: jax.ShapeDtypeStruct((part * len(array) // group, *array.shape[1:]), array.dtype)
+        for name, array in cast(dict[str, np.ndarray], examples).items()
+        if name != "unreadable"
     }
     return jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct((local, *array.shape), array.dtype), (state, batch)
+        lambda array: jax.ShapeDtypeStruct((devices, *array.shape), array.dtype), (state, batch)
     )
 
 
@@ -201,7 +201,7 @@ def _ascent_share(experiment: Experiment, batch: Any, compilation: Compilation) 
     """Returns the share of the batch that SAM computes a first gradient of."""
     if experiment.sam is None:
         return 0.0
-    examples = batch["image"].shape[1]
+    examples = batch["label"].shape[1]
     return experiment.sam.ascent_examples(examples, compilation.micro_batch_size) / examples
 
 

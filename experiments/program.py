@@ -12,8 +12,8 @@ _HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{")
 _CALLED = re.compile(r"(?:to_apply|body|calls|called_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# Scopes that networks give to their parts.
-_PART = re.compile(r"stem|stage_\d|head")
+# Scopes that networks give to their parts, and that of ``on_device.augment``.
+_PARTS = {"images": re.compile("augmentation"), "network": re.compile(r"stem|stage_\d|head")}
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Instructions that move nothing.
 _FREE = frozenset(
@@ -35,8 +35,8 @@ class Kernel(NamedTuple):
 
     Attributes:
       kind: ``fusion``, ``convolution``, ``product``, ``collective``, or the name of its operation.
-      part: ``network`` for what bears the name of a network's part, else ``parameters``:
-        standardization, clipping, optimizer, moving average.
+      part: ``network`` for what bears the name of a network's part, ``images`` for augmentation,
+        else ``parameters``: standardization, clipping, optimizer, moving average.
       bytes: of its operands and results, each counted once.
       runs: how often it runs: a loop runs its body as often as the compiler knows, or else once.
     """
@@ -71,7 +71,8 @@ def count_kernels(hlo: str) -> list[Kernel]:
         operands = re.findall(r"%([\w.-]+)", instruction.rest.split("), ")[0])
         moved = [instruction.type, *(types.get(operand, "") for operand in operands)]
         scope = re.search(r'op_name="([^"]*)"', instruction.rest)
-        part = "network" if scope and _PART.search(scope[1]) else "parameters"
+        found = (part for part, name in _PARTS.items() if scope and name.search(scope[1]))
+        part = next(found, "parameters")
         kernels.append(Kernel(_kind(instruction), part, sum(map(_bytes, moved)), runs))
     return kernels
 

@@ -3,15 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
-from nfnets_jax.data import transforms
+from nfnets_jax.data import randaugment, transforms
 from nfnets_jax.data.batch_context import BatchContext, Stream
 from nfnets_jax.data.decoding import Picture, resize
 from nfnets_jax.data.mixing import Mixing
-from nfnets_jax.data.randaugment import randaugment
 from nfnets_jax.errors import InputError, nearest
 
 # Random crops of photographs.
@@ -21,6 +20,18 @@ _RANDOM_CROPS: Mapping[str, Callable[[Picture, int, np.random.Generator], np.nda
     )
 )
 CROPS = (*_RANDOM_CROPS, "pad")
+
+
+class LeftToDevice(TypedDict, total=False):
+    """What ``on_device.augment`` does to images, as arrays.
+
+    Attributes:
+      mixing: ``[B, 5]`` float32, the numbers of a ``Mixture`` of neighbours after its share.
+      randaugment: ``[B, layers, 4]`` float32, operations and their parameters.
+    """
+
+    mixing: np.ndarray
+    randaugment: np.ndarray
 
 
 class Augmented(NamedTuple):
@@ -33,11 +44,13 @@ class Augmented(NamedTuple):
       images: ``[B, size, size, C]`` uint8.
       partners: ``[B]``, the position of the image mixed into each; its own for none.
       shares: ``[B]`` float32, the own image's share of the mixture; 1 where nothing is mixed.
+      left: what is left to the device.
     """
 
     images: np.ndarray
     partners: np.ndarray
     shares: np.ndarray
+    left: LeftToDevice = LeftToDevice()
 
 
 class TrainTransform(Protocol):
@@ -107,6 +120,7 @@ class Augmentation:
       mixing: how neighbours are mixed.
       randaugment_layers, randaugment_magnitude: operations of RandAugment per image, and their
         magnitude.
+      on_device: draw how images are mixed and RandAugmented, and leave it to the device to do.
 
     Raises:
       InputError: no crop has this name, or a number is negative.
@@ -120,6 +134,7 @@ class Augmentation:
     mixing: Mixing = Mixing()  # noqa: RUF009, it is frozen
     randaugment_layers: int = 0
     randaugment_magnitude: float = 0.0
+    on_device: bool = False
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
@@ -158,8 +173,7 @@ class Augmentation:
             images = transforms.shift(images, offsets - self.padding, self.reflect)
         if self.flip:
             transforms.flip(images, self.flipped(batch))
-        mixed = self._mix(images, batch)
-        return mixed._replace(images=self._randaugment(mixed.images, batch))
+        return self._randaugment(self._mix(images, batch), batch)
 
     def flipped(self, batch: BatchContext) -> np.ndarray:
         """Chooses the images to flip, ``[B]`` booleans, where ``flip`` is set: half, at random."""
@@ -167,24 +181,40 @@ class Augmentation:
 
     def _mix(self, images: np.ndarray, batch: BatchContext) -> Augmented:
         own = np.arange(0, len(images), self.images_per_example)
-        shares = np.ones(len(own), np.float32)
         if not self.mixing:
-            return Augmented(images, own, shares)
-        partners, mixtures = own ^ 1, np.empty_like(images[own])
-        for i, (first, second) in enumerate(zip(own.tolist(), partners.tolist(), strict=True)):
-            pair, rng = batch.indices[first] // 2, batch.rng(first, Stream.MIX)
-            mixtures[i], shares[i] = self.mixing.mix(images[first], images[second], pair, rng)
-        return Augmented(mixtures, partners, shares)
+            return Augmented(images, own, np.ones(len(own), np.float32))
+        partners = own ^ 1
+        mixtures = [
+            self.mixing.draw(images.shape[1:], batch.indices[i] // 2, batch.rng(i, Stream.MIX))
+            for i in own.tolist()
+        ]
+        numbers = np.array(mixtures, np.float32)
+        mixed = Augmented(images, partners, numbers[:, 0])
+        if self.on_device:
+            return mixed._replace(left={"mixing": numbers[:, 1:]})
+        pairs = zip(mixtures, images[own], images[partners], strict=True)
+        return mixed._replace(images=np.stack([mixture.apply(*pair) for mixture, *pair in pairs]))
 
-    def _randaugment(self, images: np.ndarray, batch: BatchContext) -> np.ndarray:
-        layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
+    def _randaugment(self, mixed: Augmented, batch: BatchContext) -> Augmented:
+        layers, images = self.randaugment_layers, mixed.images
         if not layers:
-            return images
-        augmented = np.empty_like(images)
-        for i, image in enumerate(images):
-            rng = batch.rng(i * self.images_per_example, Stream.RANDAUGMENT)
-            augmented[i] = randaugment(image, layers, magnitude, rng)
-        return augmented
+            return mixed
+        operations = [
+            randaugment.draw(
+                layers,
+                self.randaugment_magnitude,
+                images.shape[1:],
+                batch.rng(i * self.images_per_example, Stream.RANDAUGMENT),
+            )
+            for i in range(len(mixed.shares))
+        ]
+        if self.on_device:
+            numbers = np.stack([randaugment.as_numbers(each) for each in operations])
+            return mixed._replace(left={**mixed.left, "randaugment": numbers})
+        applied = [
+            randaugment.apply(image, each) for image, each in zip(images, operations, strict=True)
+        ]
+        return mixed._replace(images=np.stack(applied))
 
 
 _AUGMENTATIONS: dict[str, type[Augmentation]] = {"standard": Augmentation}

@@ -7,7 +7,7 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
-from nfnets_jax.data.augmentation import TrainTransform
+from nfnets_jax.data.augmentation import LeftToDevice, TrainTransform
 from nfnets_jax.data.batch_context import BatchContext, Stream
 from nfnets_jax.data.decoding import AS_USUAL, Picture, Reading
 from nfnets_jax.data.sources import ArraySource, Source, fetch
@@ -32,8 +32,8 @@ class Batch(TypedDict):
     unreadable: np.ndarray
 
 
-class TrainBatch(Batch):
-    """Training examples.
+class TrainBatch(Batch, LeftToDevice):
+    """Training examples, and what is left to the device to do to them.
 
     Attributes:
       other_label: ``[B]`` int32, of the image that this one is mixed with.
@@ -155,6 +155,7 @@ class TrainExamples:
             other_label=labels[augmented.partners],
             share=augmented.shares,
             unreadable=np.array(unreadable, str),
+            **augmented.left,
         )
 
     def _read(self, batch: BatchContext) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -2,11 +2,40 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from nfnets_jax.errors import InputError
+
+
+class Mixture(NamedTuple):
+    """How an image is mixed with another: a weighted mean, and a rectangle of the other alone.
+
+    Attributes:
+      share: of the image in the mixture, and so of its label.
+      weight: of the image against the other outside of the rectangle.
+      top, bottom, left, right: of the rectangle, pixels, the ends exclusive; empty for MixUp.
+    """
+
+    share: float
+    weight: float
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+    def apply(self, image: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Mixes two images ``[H, W, C]`` uint8."""
+        if self.weight < 1:
+            return cv2.addWeighted(image, self.weight, other, 1 - self.weight, 0).reshape(
+                image.shape
+            )
+        mixture = image.copy()
+        rectangle = np.s_[self.top : self.bottom, self.left : self.right]
+        mixture[rectangle] = other[rectangle]
+        return mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +83,21 @@ class Mixing:
         Returns:
           The mixture, ``[H, W, C]`` uint8, and the share of ``image`` in it.
         """
+        mixture = self.draw(image.shape, pair, rng)
+        return mixture.apply(image, other), mixture.share
+
+    def draw(self, shape: tuple[int, ...], pair: int, rng: np.random.Generator) -> Mixture:
+        """Draws how ``mix`` mixes an image of a shape ``[H, W, ...]`` with its other."""
         if self.mixup_alpha and not (self.cutmix and pair % 2):
-            return mixup(image, other, rng.beta(self.mixup_alpha, self.mixup_alpha))
-        height, width = image.shape[:2]
-        return cutmix(image, other, rng.random(), (rng.random() * height, rng.random() * width))
+            share = rng.beta(self.mixup_alpha, self.mixup_alpha)
+            return Mixture(share, share)
+        height, width = shape[:2]
+        return _pasted(shape, rng.random(), (rng.random() * height, rng.random() * width))
 
 
 def mixup(image: np.ndarray, other: np.ndarray, share: float) -> tuple[np.ndarray, float]:
     """Blends two images ``[H, W, C]`` uint8; returns the mixture and the share of the first."""
-    return cv2.addWeighted(image, share, other, 1 - share, 0).reshape(image.shape), share
+    return Mixture(share, share).apply(image, other), share
 
 
 def cutmix(
@@ -82,17 +117,19 @@ def cutmix(
     Returns:
       The mixture, ``[H, W, C]`` uint8, and the share of the image that stays visible.
     """
-    height, width = image.shape[:2]
-    rows, columns = (
+    mixture = _pasted(image.shape, share, center)
+    return mixture.apply(image, other), mixture.share
+
+
+def _pasted(shape: tuple[int, ...], share: float, center: tuple[float, float]) -> Mixture:
+    (top, bottom), (left, right) = (
         _around(int(at), int(math.sqrt(1 - share) * length) // 2, length)
-        for at, length in zip(center, (height, width), strict=True)
+        for at, length in zip(center, shape[:2], strict=True)
     )
-    mixture = image.copy()
-    mixture[rows, columns] = other[rows, columns]
-    covered = (rows.stop - rows.start) * (columns.stop - columns.start)
-    return mixture, 1 - covered / (height * width)
+    covered = (bottom - top) * (right - left)
+    return Mixture(1 - covered / (shape[0] * shape[1]), 1, top, bottom, left, right)
 
 
-def _around(center: int, half: int, length: int) -> slice:
-    """Returns the part of a side that is within ``half`` pixels of a place on it."""
-    return slice(max(0, center - half), min(length, center + half))
+def _around(center: int, half: int, length: int) -> tuple[int, int]:
+    """Returns the ends of the part of a side that is within ``half`` pixels of a place on it."""
+    return max(0, center - half), min(length, center + half)

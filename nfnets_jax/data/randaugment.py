@@ -9,16 +9,17 @@ Images are ``[H, W, 3]`` uint8, before and after. Geometric operations fill unco
 mid-gray.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-_GRAY = 128
+GRAY = 128
 _LEVELS = np.arange(256)
 # Weights of red, green and blue in the luminance of ITU-R BT.601.
-_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def auto_contrast(image: np.ndarray) -> np.ndarray:
@@ -66,13 +67,13 @@ def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
     """Scales the saturation: 0 makes the image gray, 1 keeps it."""
-    mixture = factor * np.eye(3, dtype=np.float32) + (1 - factor) * _LUMINANCE
+    mixture = factor * np.eye(3, dtype=np.float32) + (1 - factor) * LUMINANCE
     return cv2.transform(image, mixture)
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Scales the distance from the mean luminance: 0 makes the image gray, 1 keeps it."""
-    mean = round(float(np.dot(cv2.mean(image)[:3], _LUMINANCE)))
+    mean = round(float(np.dot(cv2.mean(image)[:3], LUMINANCE)))
     return cv2.addWeighted(image, factor, image, 0, (1 - factor) * mean)
 
 
@@ -117,7 +118,7 @@ def translate_x(image: np.ndarray, pixels: int) -> np.ndarray:
 
 def translate_y(image: np.ndarray, pixels: int) -> np.ndarray:
     """Shifts the image up."""
-    shifted = np.full_like(image, _GRAY)
+    shifted = np.full_like(image, GRAY)
     length = max(0, len(image) - abs(pixels))
     up, down = max(0, pixels), max(0, -pixels)
     shifted[down : down + length] = image[up : up + length]
@@ -128,7 +129,7 @@ def cutout(image: np.ndarray, half: int, center: tuple[int, int]) -> np.ndarray:
     """Grays the part inside the image of a square of side ``2 * half`` (arXiv:1708.04552)."""
     row, column = center
     covered = image.copy()
-    covered[max(0, row - half) : row + half, max(0, column - half) : column + half] = _GRAY
+    covered[max(0, row - half) : row + half, max(0, column - half) : column + half] = GRAY
     return covered
 
 
@@ -147,7 +148,7 @@ def _affine(image: np.ndarray, forward: np.ndarray | list[list[float]]) -> np.nd
         (width, height),
         flags=cv2.INTER_NEAREST,
         borderMode=cv2.BORDER_CONSTANT,
-        borderValue=(_GRAY, _GRAY, _GRAY),
+        borderValue=(GRAY, GRAY, GRAY),
     )
 
 
@@ -155,34 +156,106 @@ def _sign(rng: np.random.Generator) -> int:
     return 1 if rng.random() < 0.5 else -1
 
 
-def _place(image: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-    return int(rng.integers(image.shape[0])), int(rng.integers(image.shape[1]))
+_Parameters = tuple[float, ...]
+_MOST_PARAMETERS = 3
 
 
-Operation = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+class Drawn(NamedTuple):
+    """An operation with its parameters.
 
-# Each at magnitude m; a geometric operation goes either way at random.
+    Attributes:
+      operation: its position in ``NAMES``.
+      parameters: at most three numbers.
+    """
+
+    operation: int
+    parameters: _Parameters
+
+
+class Operation(NamedTuple):
+    """An operation, and how its parameters are drawn.
+
+    Attributes:
+      apply: takes an image and the parameters; returns an image.
+      draw: takes a magnitude, random numbers of the image and its shape; returns the parameters.
+    """
+
+    apply: Callable[..., np.ndarray]
+    draw: Callable[[float, np.random.Generator, tuple[int, ...]], _Parameters]
+
+    def __call__(self, image: np.ndarray, m: float, rng: np.random.Generator) -> np.ndarray:
+        """Applies the operation at magnitude ``m`` to an image ``[H, W, 3]`` uint8."""
+        return self.apply(image, *self.draw(m, rng, image.shape))
+
+
+def _nothing(m: float, rng: np.random.Generator, shape: tuple[int, ...]) -> _Parameters:
+    return ()
+
+
+def _factor(m: float, rng: np.random.Generator, shape: tuple[int, ...]) -> _Parameters:
+    return (0.18 * m + 0.1,)
+
+
+def _half_and_place(m: float, rng: np.random.Generator, shape: tuple[int, ...]) -> _Parameters:
+    return int(4 * m), int(rng.integers(shape[0])), int(rng.integers(shape[1]))
+
+
+# A geometric operation goes either way at random.
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
-        "auto_contrast": lambda image, m, rng: auto_contrast(image),
-        "equalize": lambda image, m, rng: equalize(image),
-        "invert": lambda image, m, rng: invert(image),
-        "rotate": lambda image, m, rng: rotate(image, _sign(rng) * 3 * m),
-        "posterize": lambda image, m, rng: posterize(image, int(0.4 * m)),
-        "solarize": lambda image, m, rng: solarize(image, int(25.6 * m)),
-        "color": lambda image, m, rng: color(image, 0.18 * m + 0.1),
-        "contrast": lambda image, m, rng: contrast(image, 0.18 * m + 0.1),
-        "brightness": lambda image, m, rng: brightness(image, 0.18 * m + 0.1),
-        "sharpness": lambda image, m, rng: sharpness(image, 0.18 * m + 0.1),
-        "shear_x": lambda image, m, rng: shear_x(image, _sign(rng) * 0.03 * m),
-        "shear_y": lambda image, m, rng: shear_y(image, _sign(rng) * 0.03 * m),
-        "translate_x": lambda image, m, rng: translate_x(image, _sign(rng) * int(10 * m)),
-        "translate_y": lambda image, m, rng: translate_y(image, _sign(rng) * int(10 * m)),
-        "cutout": lambda image, m, rng: cutout(image, int(4 * m), _place(image, rng)),
-        "solarize_add": lambda image, m, rng: solarize_add(image, int(11 * m)),
+        "auto_contrast": Operation(auto_contrast, _nothing),
+        "equalize": Operation(equalize, _nothing),
+        "invert": Operation(invert, _nothing),
+        "rotate": Operation(rotate, lambda m, rng, shape: (_sign(rng) * 3 * m,)),
+        "posterize": Operation(posterize, lambda m, rng, shape: (int(0.4 * m),)),
+        "solarize": Operation(solarize, lambda m, rng, shape: (int(25.6 * m),)),
+        "color": Operation(color, _factor),
+        "contrast": Operation(contrast, _factor),
+        "brightness": Operation(brightness, _factor),
+        "sharpness": Operation(sharpness, _factor),
+        "shear_x": Operation(shear_x, lambda m, rng, shape: (_sign(rng) * 0.03 * m,)),
+        "shear_y": Operation(shear_y, lambda m, rng, shape: (_sign(rng) * 0.03 * m,)),
+        "translate_x": Operation(translate_x, lambda m, rng, shape: (_sign(rng) * int(10 * m),)),
+        "translate_y": Operation(translate_y, lambda m, rng, shape: (_sign(rng) * int(10 * m),)),
+        "cutout": Operation(
+            lambda image, half, row, column: cutout(image, half, (row, column)), _half_and_place
+        ),
+        "solarize_add": Operation(solarize_add, lambda m, rng, shape: (int(11 * m),)),
     }
 )
-_NAMES = tuple(OPERATIONS)
+NAMES = tuple(OPERATIONS)
+
+
+def draw(
+    layers: int, magnitude: float, shape: tuple[int, ...], rng: np.random.Generator
+) -> list[Drawn]:
+    """Draws the operations of an image, uniformly, and their parameters.
+
+    Args:
+      layers: how many operations; one may be drawn more than once.
+      magnitude: of each; 10 is the end of AutoAugment's ranges.
+      shape: of the image, ``(H, W, 3)``.
+      rng: random numbers of this image.
+    """
+    return [
+        Drawn(choice, OPERATIONS[NAMES[choice]].draw(magnitude, rng, shape))
+        for choice in rng.integers(len(NAMES), size=layers).tolist()
+    ]
+
+
+def as_numbers(operations: Sequence[Drawn]) -> np.ndarray:
+    """Returns drawn operations as ``[layers, 4]`` float32: the operation and its parameters."""
+    numbers = np.zeros((len(operations), 1 + _MOST_PARAMETERS), np.float32)
+    for row, (operation, parameters) in zip(numbers, operations, strict=True):
+        row[: 1 + len(parameters)] = operation, *parameters
+    return numbers
+
+
+def apply(image: np.ndarray, operations: Sequence[Drawn]) -> np.ndarray:
+    """Applies drawn operations to an image ``[H, W, 3]`` uint8, one after the other."""
+    for operation, parameters in operations:
+        image = OPERATIONS[NAMES[operation]].apply(image, *parameters)
+    return image
 
 
 def randaugment(
@@ -199,6 +272,4 @@ def randaugment(
     Returns:
       ``[H, W, 3]`` uint8.
     """
-    for choice in rng.integers(len(_NAMES), size=layers):
-        image = OPERATIONS[_NAMES[choice]](image, magnitude, rng)
-    return image
+    return apply(image, draw(layers, magnitude, image.shape, rng))

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from nfnets_jax.data import pipeline
-from nfnets_jax.data.augmentation import find_augmentation
+from nfnets_jax.data.augmentation import Augmentation, find_augmentation
 from nfnets_jax.data.decoding import Reading
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.read_errors import check_readable
@@ -44,6 +44,7 @@ class Experiment:
       config: the configuration that they are built from.
       devices: the devices of all hosts, those of each host together.
       dataset: training and test images.
+      augmentation: of the training images.
       model: the network.
       pretrained: weights that replace the initial ones; empty when training from scratch.
       optimizer: the optimizer of the parameters.
@@ -56,6 +57,7 @@ class Experiment:
     config: ml_collections.ConfigDict
     devices: list[jax.Device]
     dataset: Dataset
+    augmentation: Augmentation
     model: Model
     pretrained: Pretrained
     optimizer: optax.GradientTransformation
@@ -71,10 +73,17 @@ class Experiment:
         test = f"tested on {len(dataset.test)}" if dataset.test else "not tested: no test images"
         return (
             f"{config.model.name} on {len(dataset.train)} images of {len(dataset.class_names)} "
-            f"classes ({config.data.name}), {test}; "
+            f"classes ({config.data.name}), {test}; {self._augmenting}"
             f"{len(self.devices)} x {self.devices[0].device_kind}"
             f"{f' on {hosts} hosts' if hosts > 1 else ''}, batch {config.batch_size}"
         )
+
+    @property
+    def _augmenting(self) -> str:
+        """Where images are mixed and RandAugmented, if they are."""
+        if not self.augmentation.mixing and not self.augmentation.randaugment_layers:
+            return ""
+        return f"augmented on the {'device' if self.augmentation.on_device else 'host'}; "
 
     def summarize_model(self) -> Summary:
         """Counts the parameters and operations of the network's parts."""
@@ -154,11 +163,13 @@ def build_experiment(
     optimizer = create_optimizer(config, model.stacked(depths))
     if config.optimizer.layer_decay == 0:
         model = model.with_frozen_backbone()
-    train_batches, test_batches = _create_batches(config, dataset)
+    augmentation = _create_augmentation(config, dataset, devices)
+    train_batches, test_batches = _create_batches(config, dataset, augmentation)
     return Experiment(
         config=config,
         devices=devices,
         dataset=dataset,
+        augmentation=augmentation,
         model=model,
         pretrained=load_initial_weights(config, dataset, model),
         optimizer=optimizer,
@@ -231,25 +242,10 @@ def _reading(config: ml_collections.ConfigDict) -> Reading:
 
 
 def _create_batches(
-    config: ml_collections.ConfigDict, dataset: Dataset
+    config: ml_collections.ConfigDict, dataset: Dataset, augmentation: Augmentation
 ) -> tuple[pipeline.Batches, pipeline.Batches | None]:
     """Creates this host's parts of the training and the test batches."""
-    data, augment = config.data, config.augment
-    if augment.randaugment_layers and dataset.channels != 3:
-        raise InputError(
-            f"augment.randaugment_layers is {augment.randaugment_layers}, and the images of "
-            f"{data.name} have no colors: they take 0"
-        )
-    augmentation = find_augmentation(augment.name)(
-        size=data.image_size,
-        crop=data.crop,
-        padding=data.padding,
-        reflect=data.reflect,
-        flip=data.flip,
-        mixing=Mixing(augment.mixup_alpha, augment.cutmix, augment.mixtures_per_pair),
-        randaugment_layers=augment.randaugment_layers,
-        randaugment_magnitude=augment.randaugment_magnitude,
-    )
+    data = config.data
     common: dict[str, Any] = {
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
@@ -269,6 +265,53 @@ def _create_batches(
     return train_batches, pipeline.eval_batches(
         dataset.test, crop, dataset.channels, config.batch_size, **common
     )
+
+
+def _create_augmentation(
+    config: ml_collections.ConfigDict, dataset: Dataset, devices: list[jax.Device]
+) -> Augmentation:
+    data, augment = config.data, config.augment
+    if augment.randaugment_layers and dataset.channels != 3:
+        raise InputError(
+            f"augment.randaugment_layers is {augment.randaugment_layers}, and the images of "
+            f"{data.name} have no colors: they take 0"
+        )
+    augmentation = find_augmentation(augment.name)(
+        size=data.image_size,
+        crop=data.crop,
+        padding=data.padding,
+        reflect=data.reflect,
+        flip=data.flip,
+        mixing=Mixing(augment.mixup_alpha, augment.cutmix, augment.mixtures_per_pair),
+        randaugment_layers=augment.randaugment_layers,
+        randaugment_magnitude=augment.randaugment_magnitude,
+    )
+    on_device = _augments_on_device(config, augmentation, devices)
+    return dataclasses.replace(augmentation, on_device=on_device)
+
+
+def _augments_on_device(
+    config: ml_collections.ConfigDict, augmentation: Augmentation, devices: list[jax.Device]
+) -> bool:
+    """Decides whether the devices mix and RandAugment; ``auto`` leaves to the host what cannot be.
+
+    Raises:
+      InputError: it is asked for and cannot be.
+    """
+    wanted, part = config.augment.on_device, config.batch_size // len(devices)
+    if wanted == "no" or (wanted == "auto" and devices[0].platform == "cpu"):
+        return False
+    problem = ""
+    if part % augmentation.group_size:
+        problem = (
+            f"mixes images in groups of {augmentation.group_size}, and each device gets {part} of "
+            f"a batch of {config.batch_size}"
+        )
+    elif type(augmentation).augment is not Augmentation.augment:
+        problem = f"cannot do what augmentation {config.augment.name!r} does in place of the usual"
+    if problem and wanted == "yes":
+        raise InputError(f"augment.on_device is yes, which {problem}; it takes no")
+    return not problem
 
 
 def _create_sam(config: ml_collections.ConfigDict) -> SAM | None:

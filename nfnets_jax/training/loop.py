@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from nfnets_jax.data import on_device
 from nfnets_jax.data.read_errors import ReadErrors
 from nfnets_jax.devices import fetch
 from nfnets_jax.training import hosts, reporting, telemetry, tracking
@@ -167,7 +168,9 @@ def _train_steps(
                 unreadable, batch = next(batches)
             read_errors.add(unreadable)
             if update is None:
-                reporter.images(step, fetch(batch["image"])[: config.log_images])
+                if config.log_images:
+                    seen = jax.jit(on_device.augment)(fetch(batch))["image"]
+                    reporter.images(step, np.asarray(seen)[: config.log_images])
                 with reporter.untimed():
                     update = compile_update(experiment, state, batch, reporter.log)
 

@@ -48,7 +48,7 @@ def compile_update(
     """
     memory = _smallest_memory(experiment.devices)
     compilation = compile_to_fit(experiment, state, batch, memory)
-    examples, size = batch["image"].shape[1], compilation.micro_batch_size
+    examples, size = batch["label"].shape[1], compilation.micro_batch_size
     if size < examples:
         log(f"each device splits its {examples} images of a batch into micro-batches of {size}")
     # A compiled pmap takes the arrays of all hosts, but each host holds only its own.
@@ -78,7 +78,7 @@ def compile_to_fit(
       jax.errors.JaxRuntimeError: the compiler refuses even the smallest.
     """
     config = experiment.config
-    examples = batch["image"].shape[1]
+    examples = batch["label"].shape[1]
     sizes = [size for size in range(examples, 0, -1) if examples % size == 0]
     if config.micro_batch_size:
         sizes = [config.micro_batch_size]

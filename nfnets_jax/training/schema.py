@@ -154,6 +154,12 @@ FIELDS: Fields = {
             Range(1, 2, whole=True),
             1,
         ),
+        "on_device": Field(
+            "the device mixes and RandAugments the images, not the host; auto: if it is an "
+            "accelerator",
+            ("auto", "yes", "no"),
+            "auto",
+        ),
     },
     "batch_size": Field("images a step, over all devices and hosts", Range(1, 2**20, whole=True)),
     "num_steps": Field("steps of the run", _STEPS),

@@ -12,6 +12,7 @@ import optax
 from jax import lax
 
 from nfnets_jax import optax_agc
+from nfnets_jax.data import on_device
 from nfnets_jax.data.normalization import normalize
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.devices import AXIS, DeviceBatch
@@ -131,8 +132,9 @@ def make_update(
       ``(state, batch) -> (state, metrics)``, a ``jax.pmap`` that donates the state. The state is
       replicated. The batch comes from ``devices.transfer`` and holds ``image`` (uint8) and
       ``label``; a batch of mixed images also holds ``other_label`` and ``share``, the weight of
-      ``label``. ``metrics`` holds ``loss``, ``top1`` and ``grad_norm`` (before clipping), equal on
-      all devices, and with ``clipping_stats`` also ``clipping``.
+      ``label``. What it holds for ``on_device.augment`` is done first. ``metrics`` holds ``loss``,
+      ``top1`` and ``grad_norm`` (before clipping), equal on all devices, and with
+      ``clipping_stats`` also ``clipping``.
     """
     model_in_loop = model.with_policy(dataclasses.replace(model.policy, in_loop=True))
 
@@ -177,6 +179,8 @@ def make_update(
         # pmap reshapes each array to drop its axis of one device, and back at the end. Fused into
         # other operations, the reshape would keep XLA from updating the array in place.
         state = materialize(state)
+        # Once, for SAM's two gradients and all micro-batches.
+        batch = lax.optimization_barrier(on_device.augment(batch))
         examples = len(batch["image"])
         keys = _example_keys(state, examples)
         params = state.params

@@ -28,6 +28,7 @@ _FREE_FIELDS = frozenset(
         "data.test_dir",
         "data.num_workers",
         "data.max_unreadable",
+        "augment.on_device",
     }
 )
 

@@ -38,9 +38,10 @@ def run(*command: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
-def plan(config: str, target: str, **settings: Any) -> dict[str, Any]:
+def plan(config: str, target: str, hlo: Path | str = "", **settings: Any) -> dict[str, Any]:
     """Returns the figures of ``experiments.plan``; ``settings`` have ``__`` for dots."""
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in settings.items()]
+    flags += [f"--hlo={hlo}"] if hlo else []
     command = ["experiments.plan", f"--config={config}", f"--target={target}", "--json"]
     (figures,) = run(*command, *flags)
     return figures

@@ -1,5 +1,10 @@
 """Programs for TPUs that are not there, by their own compiler."""
 
+import re
+from pathlib import Path
+
+import pytest
+
 from tests.accelerators.compiling import needs_tpu, plan
 
 pytestmark = needs_tpu
@@ -13,7 +18,17 @@ def test_f0_trains_on_four_tpus_of_a_host() -> None:
     assert figures["collective_bytes"] >= 4 * 71e6
 
 
-def test_f0_trains_on_the_hosts_of_a_pod_slice() -> None:
-    figures = plan("nfnet_f0", "v4:2x2x4", batch_size=64, data__image_size=96)
+def test_f0_trains_on_the_hosts_of_a_pod_slice(tmp_path: Path) -> None:
+    """All devices exchange gradients, not only those of a host."""
+    hlo = tmp_path / "f0.hlo"
+    figures = plan("nfnet_f0", "v4:2x2x4", hlo, batch_size=64, data__image_size=96)
     assert figures["fits"]
     assert figures["devices"] == 32
+    groups = re.findall(r"all-reduce\(.*replica_groups=\{\{([\d,]*)\}\}", hlo.read_text("utf-8"))
+    assert groups and all(len(group.split(",")) == 32 for group in groups)
+
+
+@pytest.mark.parametrize("config", ["nf_resnet50", "nf_regnet_b0", "resnet50", "efficientnet_b0"])
+def test_every_family_trains(config: str) -> None:
+    figures = plan(config, "v5e:2x2", batch_size=16, data__image_size=96, precision="bfloat16")
+    assert figures["fits"]

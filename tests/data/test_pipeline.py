@@ -21,26 +21,31 @@ AUGMENTATION = Augmentation(
 )
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize(
     ("processes", "mixtures", "repeats"),
     [(2, 2, 1), (3, 2, 1), (8, 2, 1), (3, 1, 1), (8, 1, 2)],
 )
 def test_any_number_of_processes_loads_the_same_batches(
-    processes: int, mixtures: int, repeats: int
+    processes: int, mixtures: int, repeats: int, on_device: bool
 ) -> None:
     """The number of records is prime to the batch, so that batches cross the ends of epochs."""
     source = numbered(37, size=9)
-    augmentation = dataclasses.replace(AUGMENTATION, mixing=Mixing(0.2, True, mixtures))
+    augmentation = dataclasses.replace(
+        AUGMENTATION, mixing=Mixing(0.2, True, mixtures), on_device=on_device
+    )
     whole, *parts = (
         pipeline.train_batches(source, augmentation, 48, 0, i, count, repeats=repeats)
         for count in (1, processes)
         for i in range(count)
     )
+    assert ("randaugment" in whole[0]) == on_device
     labels: list[int] = []
     for index in range(37):
         batches = [part[index] for part in parts]
-        joined = np.concatenate([batch["image"] for batch in batches])
-        np.testing.assert_array_equal(joined, whole[index]["image"])
+        for name, array in whole[index].items():
+            joined = np.concatenate([batch[name] for batch in batches])  # type: ignore[literal-required]
+            np.testing.assert_array_equal(joined, array)
         for batch in batches:
             own_images = [batch["label"], batch["other_label"]][: 3 - mixtures]  # type: ignore[typeddict-item]
             labels += np.stack(own_images, axis=1).ravel().tolist()

@@ -69,3 +69,15 @@ def test_counts_the_program_that_a_gpu_ran(shared: Path) -> None:
     assert abs(numbers["parameters"] - 2030) <= 1
     assert moved["network"] / 1e9 == pytest.approx(43.6, abs=0.05)
     assert moved["parameters"] / 1e9 == pytest.approx(8.8, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("scope", "part"),
+    [
+        ("pmap(update)/augmentation/while", "images"),
+        ("nfnet/stem/conv", "network"),
+        ("a", "parameters"),
+    ],
+)
+def test_a_kernel_is_of_the_part_that_its_scope_names(scope: str, part: str) -> None:
+    assert program.count_kernels(HLO.replace("stage_1/a", scope))[0].part == part

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import nfnets_jax
 from nfnets_jax import optax_agc
+from nfnets_jax.data.mixing import Mixture
 from nfnets_jax.data.normalization import normalize
 from nfnets_jax.data.sources import ArraySource, Dataset
 from nfnets_jax.devices import fetch, replicate, transfer
@@ -272,3 +273,30 @@ def test_sam_takes_whole_micro_batches_and_refuses_what_cannot_be() -> None:
         SAM(-1)
     with pytest.raises(InputError, match="^fraction is 0"):
         SAM(0.05, 0)
+
+
+def test_sam_and_micro_batches_see_the_images_that_the_device_mixed() -> None:
+    """The batch of images that are mixed already takes the same step."""
+    model = nfnets_jax.create_model(
+        "nfnet_micro", 10, depth=(1,), width=(16,), strides=(1,), group_size=8
+    )
+    devices, rng = jax.devices()[:2], np.random.default_rng(0)
+    label, share = rng.integers(0, 10, 8), np.array([0.7, 0.2] * 4, np.float32)
+    labels = {"label": label, "other_label": label[::-1], "share": share}
+    images = rng.integers(0, 256, (8, 8, 8, 1), np.uint8)
+    mixtures = [Mixture(0.7, 0.7), Mixture(0.2, 1, 1, 5, 2, 8)] * 4
+    mixing = np.array(mixtures, np.float32)[:, 1:]
+    mixed = [mixture.apply(images[i], images[i ^ 1]) for i, mixture in enumerate(mixtures)]
+    update = make_update(
+        model, optax.sgd(0.1), devices, micro_batch_size=2, sam=SAM(rho=0.05, fraction=0.5)
+    )
+
+    def after(batch: Any) -> Any:
+        state = step.create_state(model, optax.sgd(0.1), (1, 8, 8, 1), 0)
+        return fetch(update(replicate(state, devices), transfer(batch, devices))[0]).params
+
+    left = after({"image": images, "mixing": mixing, **labels})
+    done = after({"image": np.stack(mixed), **labels})
+    chex.assert_trees_all_close(left, done, atol=1e-5)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(after({"image": images, **labels}), done, atol=1e-5)
