@@ -27,6 +27,12 @@ def test_f0_moves_no_more_than_it_needs() -> None:
     assert figures["bytes"]["network"] <= 36e9
 
 
+def test_augmentation_is_a_small_part_of_f0s_step() -> None:
+    (figures,) = run("benchmarks.augmentation", "--target=h100")
+    assert 0 < figures["share_of_bytes"] < 0.03
+    assert figures["augmentation"]["kernels"] <= 120
+
+
 def test_f0_trains_on_eight_gpus_with_sam_micro_batches_and_rematerialized_blocks() -> None:
     figures = plan(
         "nfnet_f0",

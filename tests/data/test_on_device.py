@@ -99,13 +99,15 @@ AUGMENTATION = Augmentation(
 )
 
 
-def test_a_batch_is_the_same_by_the_host_and_by_the_device() -> None:
+@pytest.mark.parametrize("mixtures", [1, 2])
+def test_a_batch_is_the_same_by_the_host_and_by_the_device(mixtures: int) -> None:
     """A level that is rounded to the other side of a threshold may then become any other."""
     source, augment = numbered(50, size=16), jax.jit(on_device.augment)
+    mixed = dataclasses.replace(AUGMENTATION, mixing=Mixing(0.2, True, mixtures))
     for index in range(3):
         host, device = (
             dict(pipeline.train_batches(source, augmentation, 64, seed=0)[index])
-            for augmentation in (AUGMENTATION, dataclasses.replace(AUGMENTATION, on_device=True))
+            for augmentation in (mixed, dataclasses.replace(mixed, on_device=True))
         )
         del device["unreadable"]
         result = augment(device)
@@ -114,4 +116,4 @@ def test_a_batch_is_the_same_by_the_host_and_by_the_device() -> None:
         off = np.abs(np.asarray(result["image"]).astype(int) - host["image"])
         assert (off > 0).mean() < 0.02
         assert (off > 2).mean() < 0.0005
-        assert np.any(result["image"] != device["image"])
+        assert np.any(result["image"] != device["image"][:: 3 - mixtures])
