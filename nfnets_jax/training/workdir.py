@@ -23,7 +23,9 @@ _FREE_FIELDS = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "data.dir",
+        "data.labels",
         "data.test_dir",
+        "data.test_labels",
         "data.num_workers",
         "data.max_unreadable",
     }
