@@ -20,6 +20,7 @@ TRAINING = [
     "opencv-python-headless>=4.11",
     "orbax-checkpoint>=0.11.20",
     "pillow>=11.3",
+    "pyarrow>=15",
     "rich>=13.7",
     "safetensors>=0.4.3",
     "scikit-learn>=1.4",

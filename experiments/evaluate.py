@@ -1,4 +1,4 @@
-"""Evaluates a classifier on a folder of images, or on a split of a TFDS dataset.
+"""Evaluates a classifier on a folder of images, or a split of a TFDS dataset or Parquet files.
 
     python -m experiments.evaluate --model=nfnet_f0 --data.dir=imagenet/val
     python -m experiments.evaluate --model=nfnet_f0 --data.dir=val --data.labels=val.csv
@@ -42,7 +42,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     opening.add_flags(parser)
-    parser.add_argument("--data.name", dest="name", help="folder, tfds:NAME, digits, synthetic")
+    parser.add_argument(
+        "--data.name", dest="name", help="folder, parquet, tfds:NAME, digits, synthetic"
+    )
     parser.add_argument("--data.dir", dest="dir", default="", help="as for experiments.run")
     parser.add_argument("--data.labels", dest="labels", default="", help="a file of FILE,CLASS")
     parser.add_argument("--data.split", dest="split", default="", help="such as validation")

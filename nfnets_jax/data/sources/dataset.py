@@ -10,6 +10,7 @@ import numpy as np
 from nfnets_jax.data.normalization import IMAGENET_MEAN, IMAGENET_STD, mean_and_std
 from nfnets_jax.data.sources.builtin import open_digits, open_synthetic
 from nfnets_jax.data.sources.folder import open_folder
+from nfnets_jax.data.sources.parquet import open_parquet_split
 from nfnets_jax.data.sources.source import Record, Source, Splits, select
 from nfnets_jax.data.sources.tfds import open_tfds, open_tfds_split
 from nfnets_jax.errors import InputError
@@ -176,6 +177,8 @@ def open_split(
 ) -> tuple[Source, tuple[str, ...]]:
     """Opens records to evaluate on and returns them with the class names.
 
+    It opens ``parquet``, too: the directory holds files in the layout of Hugging Face.
+
     Args:
       name, directory, size, labels: as ``open_dataset`` takes them; a ``folder`` is one split.
       split: such as ``train`` or ``validation``; where empty, the one that training is tested on.
@@ -186,6 +189,8 @@ def open_split(
     _check_labels(name, labels)
     if name.startswith(_TFDS):
         return open_tfds_split(name.removeprefix(_TFDS), directory, split)
+    if name == "parquet":
+        return open_parquet_split(directory, split)
     dataset = open_dataset(name, directory, size=size, labels=labels)
     sources = {"train": dataset.train, "test": dataset.test or dataset.train}
     if (split or "test") not in sources:
@@ -212,6 +217,11 @@ def _open(
         return open_folder(directory, test_directory, labels, test_labels)
     if name == "synthetic":
         return open_synthetic(size)
+    if name == "parquet":
+        raise InputError(
+            "training reads images in random order, for which Parquet has to read a hundred others "
+            "each: `python -m experiments.prepare NAME --parquet=DIR` converts it to ArrayRecord"
+        )
     others = "".join(f", {registered}" for registered in _REGISTERED)
     raise InputError(
         f"no dataset {name!r}; there are digits, tfds:NAME, folder and synthetic{others}"
