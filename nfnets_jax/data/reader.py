@@ -65,11 +65,13 @@ class Reader:
         self._chunk_size = _chunk_size(batches)
         self._shared_bytes = self._estimate_shared_bytes() if num_workers else 0
         self._through_pipes = False
-        if shortage := shared_memory.shortage(_LOCK_BYTES * num_workers):
-            self._use_threads(shortage)
-        elif shortage := shared_memory.shortage(self._shared_bytes):
-            warn(f"{shortage}; images go through pipes, which takes longer")
-            self._through_pipes = True
+        locks = _LOCK_BYTES * num_workers
+        if shortage := shared_memory.shortage(self._shared_bytes + locks):
+            if shared_memory.shortage(locks):
+                self._use_threads(shortage)
+            else:
+                warn(f"{shortage}; images go through pipes, which takes longer")
+                self._through_pipes = True
         self._watch = Watch(warn) if num_workers else None
         if num_workers:
             hide_leak_warnings()

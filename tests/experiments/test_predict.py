@@ -101,7 +101,7 @@ def test_a_run_classifies_files(
 
 
 def test_a_run_is_evaluated_as_it_evaluates_itself(
-    digits_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    digits_run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: object) -> str:
         capsys.readouterr()
@@ -129,6 +129,11 @@ def test_a_run_is_evaluated_as_it_evaluates_itself(
     moved = json.loads(run(f"--data.dir={photos}", "--json"))
     assert moved["examples"] == 40
     assert set(moved["classes"]) == set("3456789")
+    listed = tmp_path / "listed.csv"
+    files = photos.rglob("*.png")
+    listed.write_text("\n".join(f"{path.relative_to(photos)},{path.parent.name}" for path in files))
+    again = json.loads(run(f"--data.dir={photos}", f"--data.labels={listed}", "--json"))
+    assert (again["top1"], again["classes"]) == (moved["top1"], moved["classes"])
 
 
 @pytest.mark.slow

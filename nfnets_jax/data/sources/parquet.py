@@ -179,6 +179,6 @@ def _pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise InputError(
-            "Parquet files need pyarrow: pip install pyarrow, or this package with the extra 'train'"
+            "Parquet files need pyarrow: pip install pyarrow, or this package with its extra train"
         ) from error
     return pyarrow
