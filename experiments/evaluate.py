@@ -1,6 +1,7 @@
-"""Evaluates a classifier on a folder of classes, or on a split of a TFDS dataset.
+"""Evaluates a classifier on a folder of images, or a split of a TFDS dataset or Parquet files.
 
     python -m experiments.evaluate --model=nfnet_f0 --data.dir=imagenet/val
+    python -m experiments.evaluate --model=nfnet_f0 --data.dir=val --data.labels=val.csv
     python -m experiments.evaluate --weights=runs/nfnet_cifar10 --data.split=test --json
 
 It prints top-1, top-5, the accuracy of each class, the expected calibration error, and images a
@@ -45,8 +46,11 @@ def main() -> None:
     """Evaluates what the command line names."""
     parser = commands.parser("evaluate", __doc__)
     opening.add_flags(parser)
-    parser.add_argument("--data.name", dest="name", help="folder, tfds:NAME, digits, synthetic")
+    parser.add_argument(
+        "--data.name", dest="name", help="folder, parquet, tfds:NAME, digits, synthetic"
+    )
     parser.add_argument("--data.dir", dest="dir", default="", help="as of a run")
+    parser.add_argument("--data.labels", dest="labels", default="", help="a file of FILE,CLASS")
     parser.add_argument("--data.split", dest="split", default="", help="such as validation")
     parser.add_argument("--data.num_workers", dest="workers", type=int, default=0)
     parser.add_argument("--data.max_unreadable", dest="max_unreadable", type=float, default=0.001)
@@ -101,23 +105,30 @@ def _confusion_files(prefix: Path | None) -> tuple[Path | None, Path | None]:
 
 def _data(arguments: argparse.Namespace) -> tuple[Source, tuple[str, ...]]:
     """Returns the images and their class names: those of the flags, or else the run's own."""
-    name, directory = arguments.name, arguments.dir
+    name, directory, labels = arguments.name, arguments.dir, arguments.labels
     if not name and not directory and opening.is_run(arguments.weights):
         data = read_run(Path(arguments.weights)).config["data"]
         name, size = data["name"], data["test_image_size"]
-        directory = data["test_dir"] or data["dir"]
-        return open_split(name, directory, arguments.split, size)
-    return open_split(name or "folder", directory, arguments.split, arguments.size or 32)
+        tested = "test_" if data["test_dir"] else ""
+        directory = data[f"{tested}dir"]
+        labels = labels or data.get(f"{tested}labels", "")  # Older runs have none.
+        return open_split(name, directory, arguments.split, size, labels=labels)
+    size = arguments.size or 32
+    return open_split(name or "folder", directory, arguments.split, size, labels=labels)
 
 
 def label_map(names: Sequence[str], classifier: Classifier) -> np.ndarray:
     """Returns the classifier's labels ``[K]`` for those of the data, matched by name.
+
+    Where the classifier has no names, those of the data may be its labels, from 0 on.
 
     Raises:
       InputError: the data have classes that the classifier does not know, or knows several of the
         same name.
     """
     if classifier.class_names is None:
+        if all(name.isdecimal() and int(name) < classifier.num_classes for name in names):
+            return np.array([int(name) for name in names])
         if len(names) != classifier.num_classes:
             raise InputError(
                 f"the data have {len(names)} classes and the classifier {classifier.num_classes}, "

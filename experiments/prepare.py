@@ -8,7 +8,11 @@ A dataset that TFDS prepared as TFRecord, in another data directory:
 
     python -m experiments.prepare NAME --tfrecords=OLD_TFDS --data_dir=TFDS
 
-``--config.data.name=tfds:NAME --config.data.dir=TFDS`` trains on either. Run again after an
+A dataset in Parquet files, such as ``train-00000-of-00294.parquet`` from Hugging Face:
+
+    python -m experiments.prepare NAME --parquet=FOLDER --data_dir=TFDS
+
+``--config.data.name=tfds:NAME --config.data.dir=TFDS`` trains on each. Run again after an
 interruption, the command continues after the last complete file.
 """
 
@@ -21,12 +25,20 @@ import shutil
 import struct
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import rich.progress
 
-from nfnets_jax.data.sources import imagenet_classes
+from nfnets_jax.data.sources import (
+    Record,
+    Source,
+    fetch,
+    imagenet_classes,
+    parquet_splits,
+    read_parquet,
+)
 from nfnets_jax.errors import InputError
 
 from . import commands
@@ -38,15 +50,18 @@ _IMAGENET_VERSION = "5.1.0"
 def main() -> None:
     """Prepares the dataset that the command line names."""
     parser = commands.parser("prepare", __doc__)
-    parser.add_argument("name", help="imagenet2012, or the dataset in --tfrecords")
+    parser.add_argument("name", help="imagenet2012, or the dataset in --tfrecords or --parquet")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tars", type=Path, help="folder of ImageNet's archives")
     source.add_argument("--tfrecords", type=Path, help="data directory of TFDS to convert from")
+    source.add_argument("--parquet", type=Path, help="folder of Parquet files to convert")
     parser.add_argument("--data_dir", type=Path, required=True, help="data directory to write to")
     arguments = parser.parse_args()
     try:
         if arguments.tfrecords:
             prepared = convert(arguments.name, arguments.tfrecords, arguments.data_dir)
+        elif arguments.parquet:
+            prepared = convert_parquet(arguments.name, arguments.parquet, arguments.data_dir)
         elif arguments.name == "imagenet2012":
             prepared = imagenet(arguments.tars, arguments.data_dir)
         else:
@@ -135,12 +150,12 @@ def imagenet(tars: Path, data_dir: Path) -> Path:
         "train": _train_images(tars / "ILSVRC2012_img_train.tar", classes),
         "validation": _validation_images(tars / "ILSVRC2012_img_val.tar", classes, validation),
     }
-    infos = []
+    sharded, sizes = {}, {}
     for split, images in splits.items():
         size = sum(image.size for image in images)
         count = min(len(images), math.ceil(size / _SHARD_BYTES))
         starts = [len(images) * index // count for index in range(count + 1)]
-        shards = [
+        sharded[split] = [
             _Shard(
                 split,
                 f"{index:05d}-of-{count:05d}",
@@ -149,24 +164,95 @@ def imagenet(tars: Path, data_dir: Path) -> Path:
             )
             for index, (start, stop) in enumerate(itertools.pairwise(starts))
         ]
-        _write_shards("imagenet2012", shards, out)
+        sizes[split] = size
+    _write_dataset("imagenet2012", features, sharded, sizes, out)
+    return out
+
+
+def convert_parquet(name: str, directory: Path, data_dir: Path) -> Path:
+    """Converts a dataset of Parquet files, one to each ArrayRecord file.
+
+    A split without labels, such as ImageNet's test images, is left out, and said.
+
+    Args:
+      name: that the dataset gets.
+      directory: of the files.
+      data_dir: the data directory to write to.
+
+    Returns:
+      The folder of the prepared version.
+
+    Raises:
+      InputError: there are no files, or they are damaged or of another layout, or the splits have
+        other classes than one another.
+    """
+    import tensorflow_datasets as tfds
+
+    def serialize(record: Record) -> bytes:
+        return features.serialize_example({"image": record["image"], "label": record["label"]})
+
+    sharded: dict[str, list[_Shard]] = {}
+    sizes: dict[str, int] = {}
+    classes: tuple[str, ...] = ()
+    for split, files in parquet_splits(str(directory)).items():
+        source, names = read_parquet(str(directory), split, files)
+        if min(source.labels) < 0:
+            print(f"the split {split} has images without a label: left out")
+            continue
+        classes = max(classes, names, key=len)
+        if classes[: len(names)] != names:
+            raise InputError(f"the splits in {directory} have other classes than one another")
+        sizes[split] = sum(file.stat().st_size for file in files)
+        firsts: dict[str, int] = {}
+        for (file, _), start in zip(source.groups, source.starts, strict=False):
+            firsts.setdefault(file, int(start))
+        bounds = itertools.pairwise([*firsts.values(), len(source)])
+        sharded[split] = [
+            _Shard(
+                split,
+                f"{index:05d}-of-{len(firsts):05d}",
+                stop - start,
+                _Records(source, start, stop, serialize),
+            )
+            for index, (start, stop) in enumerate(bounds)
+        ]
+    if not sharded:
+        raise InputError(f"no images in {directory} have a label")
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=classes)}
+    )
+    out = data_dir / name / "1.0.0"
+    _write_dataset(name, features, sharded, sizes, out)
+    return out
+
+
+def _write_dataset(
+    name: str,
+    features: Any,
+    shards: Mapping[str, Sequence["_Shard"]],
+    sizes: Mapping[str, int],
+    out: Path,
+) -> None:
+    """Writes the files of each split, then what makes TFDS open them; ``sizes`` are in bytes."""
+    import tensorflow_datasets as tfds
+
+    infos = []
+    for split, of_split in shards.items():
+        _write_shards(name, of_split, out)
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=out, dataset_name=name, split=split, filetype_suffix="array_record"
+        )
         infos.append(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[shard.length for shard in shards],
-                num_bytes=size,
-                filename_template=tfds.core.ShardedFileTemplate(
-                    data_dir=out,
-                    dataset_name="imagenet2012",
-                    split=split,
-                    filetype_suffix="array_record",
-                ),
+                shard_lengths=[shard.length for shard in of_split],
+                num_bytes=sizes[split],
+                filename_template=template,
             )
         )
     tfds.folder_dataset.write_metadata(
         data_dir=out, features=features, split_infos=infos, check_data=False
     )
-    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +363,21 @@ class _Serialized:
 
     def __iter__(self) -> Iterator[bytes]:
         return map(self.serialize, self.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """Records of a source, serialized, from ``start`` to before ``stop``."""
+
+    source: Source
+    start: int
+    stop: int
+    serialize: Callable[[Record], bytes]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(self.start, self.stop, 64):
+            indices = range(start, min(start + 64, self.stop))
+            yield from map(self.serialize, fetch(self.source, indices))
 
 
 def _train_images(archive: Path, classes: Sequence[str]) -> list[_Image]:

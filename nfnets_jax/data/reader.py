@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,19 +14,26 @@ import grain
 import numpy as np
 from absl import flags
 
+from nfnets_jax.data import shared_memory
 from nfnets_jax.data.examples import Batch
 from nfnets_jax.data.pipeline import Batches
 from nfnets_jax.data.worker_processes import Watch, end_with_parent, hide_leak_warnings
-from nfnets_jax.errors import WorkerError
+from nfnets_jax.errors import InputError, WorkerError
 
 # Largest number of examples that a thread or a process loads at a time.
 _MAX_CHUNK = 64
+# Shared memory that the locks of a worker process take, with room to spare: 27 pages of 4 KiB.
+_LOCK_BYTES = 2**17
 # Failures in a row after which worker processes are not replaced any more.
 _MAX_FAILURES = 3
 
 
 class Reader:
     """Iterates over batches from a position on, reading ahead.
+
+    Worker processes hand over images in shared memory. Where there is too little of it, they do so
+    through pipes, which takes more of this process's time; where there is not even room for their
+    locks, or it runs out later, threads read in their place. ``warn`` is told.
 
     Attributes:
       position: of the next batch; a reader that starts there continues with it.
@@ -47,32 +56,66 @@ class Reader:
           num_workers: worker processes; 0 reads in threads.
           prepare: applied to each batch ahead of time, in a thread of its own, such as the transfer
             to the devices.
-          warn: called with a line of text when worker processes are replaced.
+          warn: called with a line of text when worker processes are replaced, or lack shared
+            memory.
         """
         self.position = start
         self._batches, self._num_workers = batches, num_workers
         self._prepare, self._warn = prepare, warn
+        self._chunk_size = _chunk_size(batches)
+        self._shared_bytes = self._estimate_shared_bytes() if num_workers else 0
+        self._through_pipes = False
+        locks = _LOCK_BYTES * num_workers
+        if shortage := shared_memory.shortage(self._shared_bytes + locks):
+            if shared_memory.shortage(locks):
+                self._use_threads(shortage)
+            else:
+                warn(f"{shortage}; images go through pipes, which takes longer")
+                self._through_pipes = True
         self._watch = Watch(warn) if num_workers else None
         if num_workers:
             hide_leak_warnings()
         self._iterator = self._read_ahead()
 
+    @property
+    def _buffer(self) -> int:
+        """Chunks that a worker, or all threads, read ahead: the next batch while one is taken."""
+        per_batch = self._batches.local_size // self._chunk_size
+        return max(2, math.ceil(2 * per_batch / max(1, self._num_workers)))
+
     def _read_ahead(self) -> grain.DatasetIterator:
-        chunks = _Chunks(self._batches, self.position, _chunk_size(self._batches))
-        workers = self._num_workers
+        chunks = _Chunks(self._batches, self.position, self._chunk_size)
+        workers, buffer = self._num_workers, self._buffer
         threads = 1 if workers else os.cpu_count() or 1
-        # Enough to read the next batch while one is taken.
-        buffer = max(2, math.ceil(2 * chunks.per_batch / max(1, workers)))
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
         dataset = grain.MapDataset.source(chunks).to_iter_dataset(options)
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, in any program.
                 flags.FLAGS.mark_as_parsed()
-            dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffer)
-            )
+            smallest = sys.maxsize if self._through_pipes else 0
+            dataset = grain.experimental.WithOptionsIterDataset(
+                dataset, grain.experimental.DatasetOptions(min_shm_size=smallest)
+            ).mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffer))
         dataset = dataset.batch(chunks.per_batch, batch_fn=_concatenate).map(self._prepare)
-        return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
+        return iter(dataset)
+
+    def _estimate_shared_bytes(self) -> int:
+        """Returns about how many bytes of shared memory the worker processes fill."""
+        group = self._batches.examples.group_size
+        try:
+            sample: Any = self._batches.part(self.position, 0, group)
+        except InputError:  # The workers will raise it, too.
+            return 0
+        chunk = sum(array.nbytes for array in sample.values()) * self._chunk_size // group
+        # Grain fills a worker's buffer twice, there and in a thread here, with a chunk in hand at
+        # either end. One batch is concatenated while that before it is freed.
+        ahead = self._num_workers * (2 * self._buffer + 2)
+        return chunk * ahead + 2 * chunk * (self._batches.local_size // self._chunk_size)
+
+    def _use_threads(self, reason: str) -> None:
+        self._warn(f"{reason}; threads read images in place of worker processes")
+        self._num_workers = 0
 
     def __iter__(self) -> "Reader":
         return self
@@ -87,10 +130,15 @@ class Reader:
             try:
                 with self._watch or contextlib.nullcontext():
                     batch = next(self._iterator)
-            except RuntimeError as error:
-                if "terminated unexpectedly" not in str(error):
+            except (RuntimeError, OSError) as error:
+                if self._num_workers and _fills_shared_memory(error):
+                    self._use_threads(shared_memory.exhausted(self._shared_bytes))
+                elif "terminated unexpectedly" in str(error):
+                    self._warn(
+                        "a worker process that reads images was killed; replacing the workers"
+                    )
+                else:
                     raise
-                self._warn("a worker process that reads images was killed; replacing the workers")
                 self._iterator.close()
                 self._iterator = self._read_ahead()
             else:
@@ -141,6 +189,14 @@ def _chunk_size(batches: Batches) -> int:
     group = batches.examples.group_size
     sizes = range(group, max(group, _MAX_CHUNK) + 1, group)
     return max(size for size in sizes if batches.local_size % size == 0)
+
+
+def _fills_shared_memory(error: Exception) -> bool:
+    """Returns whether an error is that of a process that found no room in shared memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    # What does not fit is found where it is written, and the signal ends the process.
+    return f"exit code {-signal.SIGBUS}." in str(error)
 
 
 def _concatenate(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

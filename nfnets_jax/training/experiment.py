@@ -229,7 +229,14 @@ def _create_model(config: ml_collections.ConfigDict, num_classes: int) -> Model:
 
 def _open_dataset(config: ml_collections.ConfigDict) -> Dataset:
     data = config.data
-    dataset = open_dataset(data.name, data.dir, data.test_dir, data.image_size)
+    dataset = open_dataset(
+        data.name,
+        data.dir,
+        data.test_dir,
+        data.image_size,
+        labels=data.labels,
+        test_labels=data.test_labels,
+    )
     if data.holdout:
         dataset = dataset.hold_out(data.holdout)
     for source in filter(None, (dataset.train, dataset.test)):

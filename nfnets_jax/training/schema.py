@@ -95,7 +95,14 @@ FIELDS: Fields = {
             str,
         ),
         "dir": Field("of tfds:NAME its data directory; of folder one folder a class", str, ""),
+        "labels": Field(
+            "of folder: a file of FILE,CLASS lines; the images in dir are then in no folders of "
+            "classes",
+            str,
+            "",
+        ),
         "test_dir": Field("of folder: the same for the test images", str, ""),
+        "test_labels": Field("of folder: the same for the images in test_dir", str, ""),
         "holdout": Field(
             "training images to test on in place of the test images",
             Range(0, 10**8, whole=True),

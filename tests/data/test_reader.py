@@ -1,15 +1,19 @@
 import contextlib
+import errno
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
-from nfnets_jax.data import worker_processes
+from nfnets_jax.data import shared_memory, worker_processes
 from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.pipeline import train_batches
@@ -161,3 +165,86 @@ def test_workers_that_keep_dying_end_the_reading(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Reader, "_read_ahead", lambda self: Dying())
     with pytest.raises(WorkerError, match="keep being killed.*use fewer of them"):
         next(Reader(batches, 0, 1, warn=lambda line: None))
+
+
+def shared_memory_of(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Lets the system say that 64 MiB of shared memory have this many bytes free."""
+    said = types.SimpleNamespace(f_frsize=4096, f_blocks=2**14, f_bavail=free // 4096)
+    monkeypatch.setattr(shared_memory.os.path, "isdir", lambda path: True)
+    monkeypatch.setattr(shared_memory.os, "statvfs", lambda path: said)
+
+
+def warnings_of_reading(workers: int) -> list[str]:
+    """Reads three batches, which must be the right ones."""
+    batches = train_batches(numbered(4, size=64), Augmentation(64, "pad"), 128, seed=0)
+    warnings: list[str] = []
+    with contextlib.closing(Reader(batches, 0, workers, warn=warnings.append)) as reader:
+        for index in range(3):
+            np.testing.assert_array_equal(next(reader)["image"], batches[index]["image"])
+    return warnings
+
+
+def test_images_go_through_pipes_where_shared_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared_memory_of(monkeypatch, free=2**20)
+    created: list[object] = []
+    monkeypatch.setattr(SharedMemoryArray, "from_metadata", created.append)
+    [warning] = warnings_of_reading(workers=1)
+    assert re.fullmatch(
+        r"worker processes need about 1\d\.\d MiB of shared memory, and /dev/shm has 1\.0 MiB "
+        "free: docker run --shm-size=128m makes room, data.num_workers=0 reads in threads and "
+        "needs none; images go through pipes, which takes longer",
+        warning,
+    )
+    assert not created, "an array came in shared memory"
+
+
+def test_the_need_grows_with_images_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker was seen to hold 4.9 MB, two 10.6 MB, at batch 64 of 64 pixels."""
+    shared_memory_of(monkeypatch, free=2**26)
+    monkeypatch.setattr(Reader, "_read_ahead", lambda self: contextlib.nullcontext())
+    batches = train_batches(numbered(4, size=64), Augmentation(64, "pad"), 64, seed=0)
+    needed = [Reader(batches, 0, workers)._shared_bytes / 1e6 for workers in (0, 1, 2)]
+    assert needed[0] == 0
+    assert 4.9 < needed[1] < 1.5 * 4.9
+    assert 10.6 < needed[2] < 1.5 * 10.6
+
+
+def test_threads_read_where_there_is_no_room_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared_memory_of(monkeypatch, free=4096)
+    [warning] = warnings_of_reading(workers=2)
+    assert "/dev/shm has 0.0 MiB free" in warning
+    assert warning.endswith("; threads read images in place of worker processes")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search"),
+        OSError(errno.ENOSPC, "No space left on device", "/psm_1"),
+    ],
+)
+def test_threads_read_on_where_shared_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Full:
+        def __next__(self) -> None:
+            raise error
+
+        def close(self) -> None:
+            pass
+
+    original = Reader._read_ahead
+    monkeypatch.setattr(
+        Reader, "_read_ahead", lambda self: Full() if self._num_workers else original(self)
+    )
+    [warning] = warnings_of_reading(workers=2)
+    assert warning.startswith("worker processes ran out of shared memory, /dev/shm is full: docker")
+
+
+def test_other_errors_of_the_system_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reader, "_read_ahead", lambda self: map(open, ["/no/such/file"]))
+    batches = train_batches(SOURCE, AUGMENTATION, 64, seed=0)
+    with pytest.raises(FileNotFoundError):
+        next(Reader(batches, 0, 1))

@@ -166,3 +166,95 @@ def test_what_is_no_class_and_no_image_is_left_out(
     assert "no classes, left out: .ipynb_checkpoints, __MACOSX" in said
     assert "left out: 1 hidden files, 1 folders named like images" in said
     assert "1 classes without images: empty" in said
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Returns a folder of four images without folders of classes, beside ``train`` with two."""
+    for name in ("val/val_1.JPEG", "val/val_2.JPEG", "val/val_3.png", "val/more/val_4.png"):
+        write_image(tmp_path / name, np.full((4, 4, 3), 9, np.uint8))
+    for name in ("train/dog/0.png", "train/cat/0.png", "train/fox/0.png"):
+        write_image(tmp_path / name, np.full((4, 4, 3), 9, np.uint8))
+    return tmp_path
+
+
+LISTS = {
+    "comma and header": "file,class\nval_1.JPEG,dog\nval_2.JPEG,cat\nval_3.png,dog\n"
+    "more/val_4.png,cat\n",
+    "tab": "val_1.JPEG\tdog\r\nval_2.JPEG\tcat\r\nval_3.png\tdog\r\nmore/val_4.png\tcat\r\n",
+    "blank": "val_3.png dog\n\nval_1.JPEG dog\n  val_2.JPEG cat\n./more/val_4.png   cat",
+    "byte order mark and quotes": '\ufeff"val_1.JPEG","dog"\nval_2.JPEG,cat\nval_3.png, dog\n'
+    "more/val_4.png,cat,1\n",
+    "boxes, no suffix": "ImageId,PredictionString\nval_1,dog 1 2 3 4 \nval_2,cat 85 1 499 272 "
+    "cat 1 1 9 9\nval_3,dog 0 0 5 5\nmore/val_4,cat 1 2 3 4\n",
+}
+
+
+@pytest.mark.parametrize("text", LISTS.values(), ids=LISTS)
+def test_a_list_gives_images_their_classes_by_name(flat: Path, text: str) -> None:
+    """The training classes are cat, dog and fox, so that places in the list would be wrong."""
+    (flat / "val.csv").write_text(text, "utf-8")
+    expected = dict.fromkeys(("val_1.JPEG", "val_3.png"), "dog")
+    expected |= dict.fromkeys(("val_2.JPEG", "more/val_4.png"), "cat")
+    train, val, labels = (str(flat / name) for name in ("train", "val", "val.csv"))
+    dataset = open_dataset("folder", train, val, test_labels=labels)
+    alone, names = open_split("folder", val, labels=labels)
+    assert (dataset.class_names, names) == (("cat", "dog", "fox"), ("cat", "dog"))
+    for source, classes in ((dataset.test, dataset.class_names), (alone, names)):
+        assert source is not None
+        records = [source[index] for index in range(len(source))]
+        found = {str(Path(r["name"]).relative_to(val)): classes[r["label"]] for r in records}
+        assert found == expected
+        assert all(decode(record).shape == (4, 4, 3) for record in records)
+
+
+def test_what_a_list_leaves_out_is_said(flat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["ImageId,Class", *["val_1,dog"] * 3, "val_2,cat"]
+    lines += [f"val_{number},dog" for number in range(10, 40)]
+    (flat / "val.csv").write_text("\n".join(lines))
+    train, val, labels = (str(flat / name) for name in ("train", "val", "val.csv"))
+    dataset = open_dataset("folder", train, val, test_labels=labels)
+    assert dataset.test is not None
+    assert len(dataset.test) == 2
+    absent = ", ".join(f"val_{number}" for number in range(10, 20))
+    assert capsys.readouterr().err.splitlines() == [
+        f"{labels}: the first line is taken for a header: 'ImageId'",
+        f"{labels}: 2 lines repeat others, the first that of val_1",
+        f"{labels}: no label, left out: 2 images: more/val_4.png, val_3.png",
+        f"{val}: not there: 30 images of {labels}: {absent} and 20 more",
+        f"{val}: 1 classes without evaluation images: fox",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lists no images: a line is FILE,CLASS"),
+        ("file,class\n", "lists no images"),
+        ("val_1.JPEG,dog\nval_2.JPEG\n", "val.csv, line 2: no class; a line is FILE,CLASS"),
+        ("val_1.JPEG\n", "line 1: no class"),
+        ("val_1,dog\nval_2,cat\nval_1,cat\n", "line 3: val_1 is 'cat' here and 'dog' before"),
+        ("1.png,dog\n", "names none of the 4 images in .*val; it begins with '1.png'"),
+        ("val_1,emu\nval_2,elk\nval_3,dog", "has a class 'elk' that .*train has not and 1 more"),
+        ("twice,dog\n", "'twice' is the name of two images"),
+        ("\udcff", "labels in .*val.csv cannot be read: it is not text"),
+    ],
+)
+def test_lists_that_cannot_be_right_are_refused(flat: Path, text: str, message: str) -> None:
+    if text.startswith("twice"):
+        for suffix in (".png", ".jpg"):
+            write_image(flat / "val" / f"twice{suffix}", np.zeros((2, 2, 3), np.uint8))
+        text += "val_1,dog"
+    (flat / "val.csv").write_text(text, "utf-8", "surrogateescape")
+    train, val, labels = (str(flat / name) for name in ("train", "val", "val.csv"))
+    with pytest.raises(InputError, match=message):
+        open_dataset("folder", train, val, test_labels=labels)
+
+
+def test_lists_without_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="labels in x.csv cannot be read: No such file"):
+        open_split("folder", str(tmp_path), labels="x.csv")
+    with pytest.raises(InputError, match="dataset 'digits' has its own labels: those in x.csv"):
+        open_dataset("digits", test_labels="x.csv")
+    with pytest.raises(InputError, match="labels x.csv are of test images, and there is no folder"):
+        open_dataset("folder", str(tmp_path), test_labels="x.csv")

@@ -154,6 +154,11 @@ def test_a_run_is_evaluated_as_it_evaluates_itself(
     moved = json.loads(run(f"--data.dir={photos}", "--json"))
     assert moved["examples"] == 40
     assert set(moved["classes"]) == set("3456789")
+    listed = tmp_path / "listed.csv"
+    files = photos.rglob("*.png")
+    listed.write_text("\n".join(f"{path.relative_to(photos)},{path.parent.name}" for path in files))
+    again = json.loads(run(f"--data.dir={photos}", f"--data.labels={listed}", "--json"))
+    assert (again["top1"], again["classes"]) == (moved["top1"], moved["classes"])
 
 
 @pytest.mark.slow

@@ -2,16 +2,19 @@ import io
 import json
 import shutil
 import struct
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from experiments import prepare
 from nfnets_jax.data.decoding import Picture
-from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.data.sources import fetch, imagenet_classes, open_dataset, open_split
 from nfnets_jax.errors import InputError
 
 CLASSES = ("n01440764", "n01443537", "n01484850")  # The first three of the thousand.
@@ -146,3 +149,79 @@ def test_other_archives_are_refused(tars: Path, tmp_path: Path) -> None:
     (tars / "ILSVRC2012_img_train.tar").write_bytes(np.random.default_rng(0).bytes(2000))
     with pytest.raises(InputError, match="is not a tar archive"):
         prepare.imagenet(tars, tmp_path / "tfds")
+
+
+def write_parquet(file: Path, labels: list[int], names: list[str] | None = None) -> None:
+    """Writes images whose gray level is their label + 100, two a row group."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": png(label + 100), "path": f"{i}.png"} for i, label in enumerate(labels)]
+    table = pa.table({"image": pa.array(rows, image), "label": pa.array(labels, pa.int64())})
+    if names:
+        note = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(note)})
+    file.parent.mkdir(exist_ok=True)
+    pq.write_table(table, file, row_group_size=2)
+
+
+def test_parquet_is_evaluated_as_it_is_and_converted_for_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, names = tmp_path / "hf", ["cat", "dog", "fox"]
+    for number, labels in enumerate([[2, 0, 1], [1, 1, 0, 2]]):
+        write_parquet(folder / f"train-{number:05d}-of-00002.parquet", labels, names)
+    write_parquet(folder / "validation-00000-of-00001-0ab1.parquet", [1, 0, 2, 2, 1], names)
+    write_parquet(folder / "test-00000-of-00001.parquet", [-1, -1], names)
+
+    source, classes = open_split("parquet", str(folder))
+    assert classes == ("cat", "dog", "fox")
+    records = fetch(source, [4, 0, 1, 3, 2])
+    assert [record["label"] for record in records] == [1, 1, 0, 2, 2]
+    train, _ = open_split("parquet", str(folder), "train")
+    for record in [*records, source[3], *fetch(train, range(7))]:
+        assert Picture(record["image"], "").pixels()[0, 0, 0] == record["label"] + 100
+
+    prepared = prepare.convert_parquet("pets", folder, tmp_path / "tfds")
+    assert "the split test has images without a label: left out" in capsys.readouterr().out
+    assert len(list(prepared.glob("pets-train.array_record-*-of-00002"))) == 2
+    dataset = open_dataset("tfds:pets", str(tmp_path / "tfds"))
+    assert dataset.class_names == ("cat", "dog", "fox")
+    assert dataset.test is not None
+    for found, labels in ((dataset.train, [2, 0, 1, 1, 1, 0, 2]), (dataset.test, [1, 0, 2, 2, 1])):
+        records = [found[index] for index in range(len(found))]
+        assert [record["label"] for record in records] == labels
+        levels = [Picture(record["image"], "").pixels()[0, 0, 0] - 100 for record in records]
+        assert levels == labels
+
+
+def test_parquet_of_imagenet_has_its_classes_by_wordnet_id(tmp_path: Path) -> None:
+    names = ["tench, Tinca tinca", *map(str, range(998))]
+    names.append("toilet tissue, toilet paper, bathroom tissue")
+    write_parquet(tmp_path / "validation.parquet", [0, 3], names)
+    assert open_split("parquet", str(tmp_path))[1] == imagenet_classes()
+    write_parquet(tmp_path / "validation.parquet", [0, 3])
+    assert open_split("parquet", str(tmp_path))[1] == ("0", "1", "2", "3")
+
+
+def test_parquet_that_cannot_be_used_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(split: str = "") -> str:
+        with pytest.raises(InputError) as error:
+            open_split("parquet", str(tmp_path), split)
+        return str(error.value)
+
+    assert refusal() == f"no files *.parquet in {tmp_path}"
+    pq.write_table(pa.table({"img": [1], "label": ["cat"]}), tmp_path / "train.parquet")
+    assert "train.parquet has img (int64), label (string); it should have a column" in refusal()
+    write_parquet(tmp_path / "train.parquet", [0, 5], ["cat"])
+    assert "a label 5 of 1 classes" in refusal()
+    write_parquet(tmp_path / "train.parquet", [0, -1], ["cat"])
+    assert f"'train' in {tmp_path} has images without a label" in refusal()
+    assert "has no split 'test'; there are: train" in refusal("test")
+    whole = (tmp_path / "train.parquet").read_bytes()
+    (tmp_path / "train.parquet").write_bytes(whole[:-10])
+    assert "train.parquet cannot be read as Parquet" in refusal()
+    with pytest.raises(InputError, match=r"experiments\.prepare NAME --parquet=DIR` converts it"):
+        open_dataset("parquet", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert refusal().startswith("Parquet files need pyarrow: pip install pyarrow")

@@ -2,6 +2,7 @@
 
 from nfnets_jax.data.sources.dataset import Dataset, open_dataset, open_split, register_dataset
 from nfnets_jax.data.sources.folder import IMAGE_SUFFIXES
+from nfnets_jax.data.sources.parquet import parquet_splits, read_parquet
 from nfnets_jax.data.sources.source import ArraySource, Record, Source, fetch
 from nfnets_jax.data.sources.tfds import imagenet_classes
 
@@ -15,5 +16,7 @@ __all__ = [
     "imagenet_classes",
     "open_dataset",
     "open_split",
+    "parquet_splits",
+    "read_parquet",
     "register_dataset",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from nfnets_jax.data.normalization import IMAGENET_MEAN, IMAGENET_STD, mean_and_std
 from nfnets_jax.data.sources.builtin import open_digits, open_synthetic
 from nfnets_jax.data.sources.folder import open_folder
+from nfnets_jax.data.sources.parquet import open_parquet_split
 from nfnets_jax.data.sources.source import Record, Source, Splits, select
 from nfnets_jax.data.sources.tfds import open_tfds, open_tfds_split
 from nfnets_jax.errors import InputError
@@ -141,57 +142,86 @@ def register_dataset(
 
 
 def open_dataset(
-    name: str, directory: str = "", test_directory: str = "", size: int = 32
+    name: str,
+    directory: str = "",
+    test_directory: str = "",
+    size: int = 32,
+    *,
+    labels: str = "",
+    test_labels: str = "",
 ) -> Dataset:
     """Opens a dataset by its name.
 
     Args:
       name: ``digits``, ``tfds:NAME``, ``folder``, ``synthetic``, or one that is registered.
-      directory: for ``folder``, the directory that holds one folder per class; for ``tfds:NAME``,
-        TFDS's data directory, its default where empty.
+      directory: for ``folder``, the directory that holds one folder per class, or images that
+        ``labels`` lists; for ``tfds:NAME``, TFDS's data directory, its default where empty.
       test_directory: for ``folder``, the same for evaluation; optional.
       size: side of ``synthetic`` images, pixels.
+      labels, test_labels: for ``folder``, files that list the images in ``directory`` and
+        ``test_directory`` with their classes, as ``read_labels`` takes them; optional.
 
     Raises:
       InputError: no dataset has this name, or it cannot be read from the directory.
     """
+    _check_labels(name, labels, test_labels)
     if name in _REGISTERED:
         return _REGISTERED[name]
-    splits = _open(name, directory, test_directory, size)
+    splits = _open(name, directory, test_directory, size, labels, test_labels)
     mean, std = mean_and_std(name)
     return Dataset(*splits, len(mean), mean, std)
 
 
 def open_split(
-    name: str, directory: str = "", split: str = "", size: int = 32
+    name: str, directory: str = "", split: str = "", size: int = 32, *, labels: str = ""
 ) -> tuple[Source, tuple[str, ...]]:
     """Opens records to evaluate on and returns them with the class names.
 
+    It opens ``parquet``, too: the directory holds files in the layout of Hugging Face.
+
     Args:
-      name, directory, size: as ``open_dataset`` takes them; a ``folder`` is one split.
+      name, directory, size, labels: as ``open_dataset`` takes them; a ``folder`` is one split.
       split: such as ``train`` or ``validation``; where empty, the one that training is tested on.
 
     Raises:
       InputError: no dataset or split has this name, or it cannot be read from the directory.
     """
+    _check_labels(name, labels)
     if name.startswith(_TFDS):
         return open_tfds_split(name.removeprefix(_TFDS), directory, split)
-    dataset = open_dataset(name, directory, size=size)
+    if name == "parquet":
+        return open_parquet_split(directory, split)
+    dataset = open_dataset(name, directory, size=size, labels=labels)
     sources = {"train": dataset.train, "test": dataset.test or dataset.train}
     if (split or "test") not in sources:
         raise InputError(f"{name} has no split {split!r}; there are {', '.join(sources)}")
     return sources[split or "test"], dataset.class_names
 
 
-def _open(name: str, directory: str, test_directory: str, size: int) -> Splits:
+def _check_labels(name: str, *labels: str) -> None:
+    """Checks that no file of labels is given for a dataset that has its own."""
+    if name != "folder" and any(labels):
+        raise InputError(
+            f"dataset {name!r} has its own labels: those in {max(labels)} are for 'folder'"
+        )
+
+
+def _open(
+    name: str, directory: str, test_directory: str, size: int, labels: str, test_labels: str
+) -> Splits:
     if name == "digits":
         return open_digits()
     if name.startswith(_TFDS):
         return open_tfds(name.removeprefix(_TFDS), directory)
     if name == "folder":
-        return open_folder(directory, test_directory)
+        return open_folder(directory, test_directory, labels, test_labels)
     if name == "synthetic":
         return open_synthetic(size)
+    if name == "parquet":
+        raise InputError(
+            "training reads images in random order, for which Parquet has to read a hundred others "
+            "each: `python -m experiments.prepare NAME --parquet=DIR` converts it to ArrayRecord"
+        )
     others = "".join(f", {registered}" for registered in _REGISTERED)
     raise InputError(
         f"no dataset {name!r}; there are digits, tfds:NAME, folder and synthetic{others}"
