@@ -115,6 +115,12 @@ FIELDS: Fields = {
         "padding": Field("of crop pad: largest shift, pixels", _PIXELS, 0),
         "reflect": Field("of crop pad: fill the edges with reflections, not black", bool, False),
         "flip": Field("mirror half of the training images, left to right", bool, False),
+        "on_device": Field(
+            "hold the training images in the devices' memory and shift and flip them there; auto: "
+            "on accelerators, where images and augmentation permit it",
+            ("auto", "true", "false"),
+            "auto",
+        ),
         "num_workers": Field(
             "processes that read images; 0: threads read them", Range(0, 1024, whole=True), 0
         ),

@@ -24,6 +24,7 @@ _FREE_FIELDS = frozenset(
         "keep_checkpoints",
         "data.dir",
         "data.test_dir",
+        "data.on_device",
         "data.num_workers",
         "data.max_unreadable",
     }
