@@ -6,8 +6,9 @@
 It compiles the run's training step with the target's own compiler, which needs no device: install
 ``'.[train,cuda]'`` or ``'.[train,tpu]'`` in an environment of its own. Targets are a100, h100 and
 h200, ``8xh100`` for eight on one host, and TPUs with their topology of chips. No data are opened:
-images of 1000 classes are assumed, and ``--num_classes`` changes that. Exit codes: 0; 1, with one
-line that says why.
+images of 1000 classes are assumed, and ``--num_classes`` changes that. A TFDS dataset whose images
+are already cut (``data.crop`` pad) is assumed to be 50,000 images in memory, so that the devices
+may hold it. Exit codes: 0; 1, with one line that says why.
 """
 
 import dataclasses
@@ -25,16 +26,20 @@ from ml_collections import ConfigDict
 
 from nfnets_jax.atomic import atomic_write_for_user
 from nfnets_jax.data.normalization import mean_and_std
-from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.data.sources import ArraySource, open_dataset
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.counting import summarize
 from nfnets_jax.training.experiment import Experiment, build_experiment
 from nfnets_jax.training.memory import Compilation, compile_to_fit
+from nfnets_jax.training.step import examples_per_device
 
 from . import program, run
 from .projects import import_projects
 from .targets import Target, open_target
+
+# Images of a small dataset that is not opened, as CIFAR-10 has them.
+_SMALL_DATASET = 50_000
 
 _TARGET = flags.DEFINE_string("target", None, "h100, 8xh100, v4:4x4x4, v5e:4x4 ...")
 _CLASSES = flags.DEFINE_integer("num_classes", 1000, "Classes of data that are not at hand.")
@@ -176,6 +181,11 @@ def _build(config: ConfigDict, target: Target, num_classes: int) -> Experiment:
             mean=mean,
             std=std,
         )
+        if config.data.name.startswith("tfds:") and config.data.crop == "pad":
+            shape = (_SMALL_DATASET, config.data.image_size, config.data.image_size, len(mean))
+            images = np.broadcast_to(np.uint8(0), shape)  # Takes no memory.
+            train = ArraySource(images, np.zeros(_SMALL_DATASET, np.int32))
+            dataset = dataclasses.replace(dataset, train=train)
     return build_experiment(config, target.devices, dataset, Policy(backend=target.backend))
 
 
@@ -187,11 +197,13 @@ def _shapes(experiment: Experiment) -> tuple[Any, Any]:
     group = batches.examples.group_size
     examples = batches.part(0, 0, group)
     state = jax.eval_shape(lambda: experiment.model.stacked(experiment.create_state()))
-    batch = {
+    batch: Any = {
         name: jax.ShapeDtypeStruct((part * len(array) // group, *array.shape[1:]), array.dtype)
         for name, array in cast(dict[str, np.ndarray], examples).items()
         if name != "unreadable"
     }
+    if experiment.resident:
+        batch = experiment.resident.shapes(part, experiment.longest_stride)
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct((devices, *array.shape), array.dtype), (state, batch)
     )
@@ -201,7 +213,7 @@ def _ascent_share(experiment: Experiment, batch: Any, compilation: Compilation) 
     """Returns the share of the batch that SAM computes a first gradient of."""
     if experiment.sam is None:
         return 0.0
-    examples = batch["label"].shape[1]
+    examples = examples_per_device(batch)
     return experiment.sam.ascent_examples(examples, compilation.micro_batch_size) / examples
 
 

@@ -160,6 +160,21 @@ class Augmentation:
         """Whether the crop is random."""
         return self.crop in _RANDOM_CROPS
 
+    @property
+    def largest_shift(self) -> int:
+        """Largest shift, pixels."""
+        return self.padding if self.crop == "pad" else 0
+
+    @property
+    def only_moves(self) -> bool:
+        """Whether all that happens to a whole image is a shift and a flip.
+
+        A subclass that replaces more than the choice of ``offsets`` and ``flipped`` may do more.
+        """
+        replaceable = ("decode", "augment", "_mix", "_randaugment")
+        own = all(getattr(type(self), name) is getattr(Augmentation, name) for name in replaceable)
+        return own and not (self.random_crop or self.mixing or self.randaugment_layers)
+
     def decode(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
         """Decodes and crops one picture, as ``TrainTransform`` has it."""
         if self.random_crop:
@@ -168,12 +183,16 @@ class Augmentation:
 
     def augment(self, images: np.ndarray, batch: BatchContext) -> Augmented:
         """Shifts, flips, mixes and RandAugments images, as ``TrainTransform`` has it."""
-        if self.padding and self.crop == "pad":
-            offsets = np.floor(batch.uniform[:, :2] * (2 * self.padding + 1)).astype(int)
-            images = transforms.shift(images, offsets - self.padding, self.reflect)
+        if self.largest_shift:
+            images = transforms.shift(images, self.offsets(batch), self.reflect)
         if self.flip:
             transforms.flip(images, self.flipped(batch))
         return self._randaugment(self._mix(images, batch), batch)
+
+    def offsets(self, batch: BatchContext) -> np.ndarray:
+        """Chooses the shifts, ``[B, 2]`` pixels down and to the right, uniformly."""
+        offsets = np.floor(batch.uniform[:, :2] * (2 * self.padding + 1)).astype(int)
+        return offsets - self.padding
 
     def flipped(self, batch: BatchContext) -> np.ndarray:
         """Chooses the images to flip, ``[B]`` booleans, where ``flip`` is set: half, at random."""

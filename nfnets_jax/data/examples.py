@@ -116,6 +116,12 @@ class TrainExamples:
         """
         return self._records_and_epochs(self._images(indices))[0]
 
+    def context(self, indices: np.ndarray) -> BatchContext:
+        """Returns what is known of the images of the examples at some indices, ``[B]``."""
+        positions = self._images(indices)
+        records, epochs = self._records_and_epochs(positions)
+        return BatchContext(self.seed, positions, records, len(self.source), epochs)
+
     def _images(self, indices: np.ndarray) -> np.ndarray:
         """Returns the positions of the examples' images in the endless order of training."""
         count = self.transform.images_per_example
@@ -144,9 +150,7 @@ class TrainExamples:
         Raises:
           InputError: a hundred images in a row cannot be read.
         """
-        positions = self._images(indices)
-        records, epochs = self._records_and_epochs(positions)
-        batch = BatchContext(self.seed, positions, records, len(self.source), epochs)
+        batch = self.context(indices)
         images, labels, unreadable = self._read(batch)
         augmented = self.transform.augment(images, batch)
         return TrainBatch(

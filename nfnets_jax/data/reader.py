@@ -37,7 +37,10 @@ class Reader:
 
     Attributes:
       position: of the next batch; a reader that starts there continues with it.
+      longest_stride: most batches that ``take`` returns at a time, 1.
     """
+
+    longest_stride = 1
 
     def __init__(
         self,
@@ -148,6 +151,11 @@ class Reader:
             "worker processes that read images keep being killed, perhaps for lack of memory: use "
             "fewer of them"
         )
+
+    def take(self, count: int) -> Any:
+        """Returns the next batch; ``count`` is 1, the ``longest_stride``."""
+        assert count == self.longest_stride
+        return next(self)
 
     def close(self) -> None:
         """Stops reading and ends the worker processes."""

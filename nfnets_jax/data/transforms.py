@@ -117,6 +117,12 @@ def _inception_box(height: int, width: int, rng: np.random.Generator) -> Box:
     return (height - side) // 2, (width - side) // 2, side, side
 
 
+def pad(images: np.ndarray, margin: int, reflect: bool = False) -> np.ndarray:
+    """Pads images ``[N, H, W, C]`` on all sides by ``margin`` pixels, black or mirrored."""
+    around = ((0, 0), (margin, margin), (margin, margin), (0, 0))
+    return np.pad(images, around, mode="reflect" if reflect else "constant")
+
+
 def shift(images: np.ndarray, offsets: np.ndarray, reflect: bool = False) -> np.ndarray:
     """Shifts images by whole pixels.
 
@@ -130,8 +136,7 @@ def shift(images: np.ndarray, offsets: np.ndarray, reflect: bool = False) -> np.
     """
     height, width = images.shape[1:3]
     margin = int(np.abs(offsets).max(initial=0))
-    around = ((0, 0), (margin, margin), (margin, margin), (0, 0))
-    padded = np.pad(images, around, mode="reflect" if reflect else "constant")
+    padded = pad(images, margin, reflect)
     shifted = np.empty_like(images)
     for index, (top, left) in enumerate((margin - offsets).tolist()):
         shifted[index] = padded[index, top : top + height, left : left + width]

@@ -10,15 +10,16 @@ import ml_collections
 import numpy as np
 import optax
 
-from nfnets_jax.data import pipeline
+from nfnets_jax.data import on_device, pipeline
 from nfnets_jax.data.augmentation import Augmentation, find_augmentation
 from nfnets_jax.data.decoding import Reading
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.read_errors import check_readable
 from nfnets_jax.data.reader import Reader
+from nfnets_jax.data.resident import ResidentImages, ResidentReader, Stride, obstacle
 from nfnets_jax.data.sources import Dataset, open_dataset
 from nfnets_jax.data.transforms import CenterCrop
-from nfnets_jax.devices import DeviceBatch, fetch, replicate, transfer
+from nfnets_jax.devices import AXIS, DeviceBatch, fetch, replicate, transfer
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.counting import Summary, summarize
@@ -34,6 +35,11 @@ from nfnets_jax.training.recipe import create_optimizer
 from nfnets_jax.training.sam import SAM
 from nfnets_jax.training.step import TrainState, create_state
 from nfnets_jax.training.telemetry import ClippingStats
+
+# Bytes of training images that any accelerator has to spare.
+_MOST_RESIDENT = 2**31
+# Most steps that devices take between two visits of the host.
+_LONGEST_STRIDE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Experiment:
       clipping_stats: statistics of the clipping; None for none.
       train_batches: this host's parts of the training batches, without end.
       test_batches: this host's parts of the test batches; None if there are no test images.
+      resident: the training images, where the devices hold them; None where the host reads them.
     """
 
     config: ml_collections.ConfigDict
@@ -65,6 +72,7 @@ class Experiment:
     clipping_stats: ClippingStats | None
     train_batches: pipeline.Batches
     test_batches: pipeline.Batches | None
+    resident: ResidentImages | None
 
     @property
     def description(self) -> str:
@@ -76,6 +84,7 @@ class Experiment:
             f"classes ({config.data.name}), {test}; {self._augmenting}"
             f"{len(self.devices)} x {self.devices[0].device_kind}"
             f"{f' on {hosts} hosts' if hosts > 1 else ''}, batch {config.batch_size}"
+            f"{', training images in their memory' if self.resident else ''}"
         )
 
     @property
@@ -84,6 +93,11 @@ class Experiment:
         if not self.augmentation.mixing and not self.augmentation.randaugment_layers:
             return ""
         return f"augmented on the {'device' if self.augmentation.on_device else 'host'}; "
+
+    @property
+    def longest_stride(self) -> int:
+        """Most steps that the devices take without the host, where they hold the images."""
+        return min(_LONGEST_STRIDE, self.config.log_every, self.config.num_steps)
 
     def summarize_model(self) -> Summary:
         """Counts the parameters and operations of the network's parts."""
@@ -120,6 +134,23 @@ class Experiment:
 
         workers = self.config.data.num_workers
         return Reader(batches, start, workers, prepare=prepare, warn=log)
+
+    def read_training(self, start: int, log: Callable[[str], None]) -> Reader | ResidentReader:
+        """Reads training batches from an index on, as ``read`` does, or in strides of them."""
+        if self.resident is None:
+            return self.read(self.train_batches, start, log)
+        return ResidentReader(self.resident, self.devices, start, self.longest_stride)
+
+    def augmented(self, batch: DeviceBatch | Stride, count: int) -> np.ndarray:
+        """Fetches the first images of a batch, or of a stride's first batch, ``[N, H, W, C]``."""
+        if not count:
+            return np.empty(0)
+
+        def augment(batch: DeviceBatch | Stride) -> jax.Array:
+            first = batch.batch(0) if isinstance(batch, Stride) else batch
+            return on_device.augment(first)["image"]
+
+        return fetch(jax.pmap(augment, AXIS, devices=self.devices)(batch))[:count]
 
     def to_devices(self, state: TrainState) -> TrainState:
         """Copies a state to every device, with the parameters of equal blocks stacked."""
@@ -177,6 +208,7 @@ def build_experiment(
         clipping_stats=_create_clipping_stats(config),
         train_batches=train_batches,
         test_batches=test_batches,
+        resident=_hold_images(config, train_batches, devices),
     )
 
 
@@ -293,8 +325,8 @@ def _create_augmentation(
         randaugment_layers=augment.randaugment_layers,
         randaugment_magnitude=augment.randaugment_magnitude,
     )
-    on_device = _augments_on_device(config, augmentation, devices)
-    return dataclasses.replace(augmentation, on_device=on_device)
+    left = _augments_on_device(config, augmentation, devices)
+    return dataclasses.replace(augmentation, on_device=left)
 
 
 def _augments_on_device(
@@ -319,6 +351,20 @@ def _augments_on_device(
     if problem and wanted == "yes":
         raise InputError(f"augment.on_device is yes, which {problem}; it takes no")
     return not problem
+
+
+def _hold_images(
+    config: ml_collections.ConfigDict, batches: pipeline.Batches, devices: list[jax.Device]
+) -> ResidentImages | None:
+    """Decides whether the devices hold the training images."""
+    wanted, why_not = config.data.on_device, obstacle(batches)
+    if wanted == "yes" and why_not:
+        raise InputError(f"data.on_device is yes, but {why_not}: it takes auto or no")
+    if wanted == "no" or why_not:
+        return None
+    images = ResidentImages(batches)
+    fits = devices[0].platform != "cpu" and images.bytes <= _MOST_RESIDENT
+    return images if wanted == "yes" or fits else None
 
 
 def _create_sam(config: ml_collections.ConfigDict) -> SAM | None:

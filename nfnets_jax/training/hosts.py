@@ -62,6 +62,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def smallest(value: float) -> float:
+    """Returns the smallest of the hosts' values, in float32; every host calls it at once."""
+    return float(np.min(multihost_utils.process_allgather(np.float32(value))))
+
+
 def check_equal(value: str, what: str) -> None:
     """Checks that all hosts have the same value.
 

@@ -11,7 +11,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from nfnets_jax.data import on_device
 from nfnets_jax.data.read_errors import ReadErrors
 from nfnets_jax.devices import fetch
 from nfnets_jax.training import hosts, reporting, telemetry, tracking
@@ -24,10 +23,11 @@ from nfnets_jax.training.profiling import Profiler
 from nfnets_jax.training.recipe import learning_rate_schedule
 from nfnets_jax.training.signals import Interrupted, StopSignals
 from nfnets_jax.training.step import Metrics, TrainState
+from nfnets_jax.training.strides import Strides
 from nfnets_jax.training.workdir import claim_workdir, write_class_names
 
-# Steps that are queued on the devices while the host prepares the next one.
-_STEPS_AHEAD = 2
+# Strides that are queued on the devices while the host prepares the next one.
+_STRIDES_AHEAD = 2
 # How often a run may diverge after the same checkpoint.
 _MAX_ROLLBACKS = 3
 
@@ -154,35 +154,50 @@ def _train_steps(
         reporter.log,
         start.progress["unreadable"],
     )
-    batches = experiment.read(experiment.train_batches, start.progress["batches"], reporter.log)
-    pending: list[Metrics] = []  # Metrics of the newest steps, on the devices.
+    batches = experiment.read_training(start.progress["batches"], reporter.log)
+    # Lengths and metrics of the newest strides, on the devices.
+    pending: list[tuple[int, Metrics]] = []
     # Those of the steps since the last report, on the host.
     unreported: list[dict[str, float]] = list(start.progress.get("unreported", ()))
 
+    def host_is_due(step: int) -> bool:
+        intervals = (config.log_every, config.eval_every, config.histogram_every)
+        return (
+            step == start.step + 1
+            or any(_is_due(step, every) for every in intervals)
+            or _is_save_due(step, config.checkpoint_every)
+            or profiler.borders(step)
+        )
+
+    strides = Strides(start.step, config.num_steps, batches.longest_stride, host_is_due)
+
     with (
         contextlib.closing(batches),
-        StopSignals(experiment.devices, delay=_STEPS_AHEAD) as stop_signals,
+        StopSignals(experiment.devices, delay=_STRIDES_AHEAD) as stop_signals,
     ):
-        for step in range(start.step + 1, config.num_steps + 1):
+        for first, step in strides:
+            length = step - first + 1
             with reporter.waiting_for_data():
-                unreadable, batch = next(batches)
+                unreadable, batch = batches.take(length)
             read_errors.add(unreadable)
             if update is None:
-                if config.log_images:
-                    seen = jax.jit(on_device.augment)(fetch(batch))["image"]
-                    reporter.images(step, np.asarray(seen)[: config.log_images])
+                reporter.images(step, experiment.augmented(batch, config.log_images))
                 with reporter.untimed():
                     update = compile_update(experiment, state, batch, reporter.log)
 
-            profiler.before_step(step)
+            profiler.before_step(first)
+            begun = time.monotonic()
             state, metrics = update(state, batch)
             profiler.after_step(step, metrics)
-            pending.append(metrics)
+            pending.append((length, metrics))
             state = state._replace(step=stop_signals.share(state.step))
             if step == start.step + 1:
                 jax.block_until_ready(metrics)
                 reporter.first_step_done(step)
-            jax.block_until_ready(pending[max(0, len(pending) - 1 - _STEPS_AHEAD)])
+            elif not strides.is_timed:
+                jax.block_until_ready(metrics)
+                strides.settle((time.monotonic() - begun) / length)
+            jax.block_until_ready(pending[max(0, len(pending) - 1 - _STRIDES_AHEAD)])
 
             is_last = step == config.num_steps
             stop = stop_signals.stop_requested()
@@ -190,11 +205,11 @@ def _train_steps(
 
             report = is_last or _is_due(step, config.log_every)
             if save or report:
-                steps = [fetch(metrics) for metrics in pending]
+                steps = [each for stride in pending for each in _metrics_of_steps(*stride)]
                 pending.clear()
-                first = step - len(steps) + 1
-                for number, metrics in enumerate(steps, first):
-                    stats = metrics.pop("clipping", None)
+                oldest = step - len(steps) + 1
+                for number, figures in enumerate(steps, oldest):
+                    stats = figures.pop("clipping", None)
                     if stats is not None and _is_due(number, config.look_every):
                         stats = experiment.model.unstacked(telemetry.figures_of(stats, shapes))
                         reporter.clipping(number, telemetry.named_figures(stats))
@@ -208,7 +223,7 @@ def _train_steps(
                     means["unreadable"] = len(read_errors.messages)
                     reporter.train(step, means)
                     unreported.clear()
-                diverged = monitor.first_divergence(first, steps)
+                diverged = monitor.first_divergence(oldest, steps)
                 if diverged is not None:
                     index = batches.position - 1 - (step - diverged)
                     examples = experiment.train_batches.names(index)
@@ -235,6 +250,14 @@ def _train_steps(
             if stop and not is_last:
                 raise Interrupted(stop_signals.number, step)
     return host_state, time.monotonic() - start_time
+
+
+def _metrics_of_steps(length: int, metrics: Metrics) -> list[dict[str, Any]]:
+    """Fetches the metrics of a stride's steps; those of a single batch have no axis of steps."""
+    fetched = fetch(metrics)
+    if fetched["loss"].ndim == 0:
+        return [fetched]
+    return [{name: values[i] for name, values in fetched.items()} for i in range(length)]
 
 
 def _is_due(step: int, every: int) -> bool:

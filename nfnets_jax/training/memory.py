@@ -1,16 +1,17 @@
 """Compiling the update with the largest micro-batches that fit the devices' memory."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from nfnets_jax.data.resident import Stride
 from nfnets_jax.devices import DeviceBatch, local_devices
+from nfnets_jax.training import hosts
 from nfnets_jax.training.experiment import Experiment
-from nfnets_jax.training.step import Metrics, TrainState, make_update
+from nfnets_jax.training.step import Metrics, TrainState, examples_per_device, make_update
 
 # Share of a device's memory for the update; the rest is for what the compiler does not count.
 _USABLE_SHARE = 0.9
@@ -33,8 +34,11 @@ class Compilation(NamedTuple):
 
 
 def compile_update(
-    experiment: Experiment, state: TrainState, batch: DeviceBatch, log: Callable[[str], None]
-) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
+    experiment: Experiment,
+    state: TrainState,
+    batch: DeviceBatch | Stride,
+    log: Callable[[str], None],
+) -> Callable[[TrainState, DeviceBatch | Stride], tuple[TrainState, Metrics]]:
     """Compiles the update of an experiment.
 
     The micro-batch size is ``config.micro_batch_size`` or, if that is 0, the largest divisor of
@@ -43,12 +47,12 @@ def compile_update(
     Args:
       experiment: the experiment.
       state: a replicated state; only the shapes matter.
-      batch: a batch from ``devices.transfer``; only the shapes matter.
+      batch: a batch from ``devices.transfer``, or a stride of them; only the shapes matter.
       log: called with one line if the micro-batches are smaller than the device's part.
     """
     memory = _smallest_memory(experiment.devices)
     compilation = compile_to_fit(experiment, state, batch, memory)
-    examples, size = batch["label"].shape[1], compilation.micro_batch_size
+    examples, size = examples_per_device(batch), compilation.micro_batch_size
     if size < examples:
         log(f"each device splits its {examples} images of a batch into micro-batches of {size}")
     # A compiled pmap takes the arrays of all hosts, but each host holds only its own.
@@ -58,7 +62,7 @@ def compile_update(
 def compile_to_fit(
     experiment: Experiment,
     state: TrainState,
-    batch: DeviceBatch,
+    batch: DeviceBatch | Stride,
     memory: float,
     log: Callable[[str], None] = lambda _: None,
 ) -> Compilation:
@@ -77,15 +81,17 @@ def compile_to_fit(
     Raises:
       jax.errors.JaxRuntimeError: the compiler refuses even the smallest.
     """
-    config = experiment.config
-    examples = batch["label"].shape[1]
+    config, model = experiment.config, experiment.model
+    if isinstance(batch, Stride):
+        model = model.with_policy(dataclasses.replace(model.policy, in_loop=True))
+    examples = examples_per_device(batch)
     sizes = [size for size in range(examples, 0, -1) if examples % size == 0]
     if config.micro_batch_size:
         sizes = [config.micro_batch_size]
     while True:
         size = sizes.pop(0)
         update: Any = make_update(
-            experiment.model,
+            model,
             experiment.optimizer,
             experiment.dataset,
             label_smoothing=config.label_smoothing,
@@ -133,4 +139,4 @@ def _smallest_memory(devices: list[jax.Device]) -> float:
     local = local_devices(devices)
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(local)
     smallest = min((device.memory_stats() or {}).get("bytes_limit", ram) for device in local)
-    return float(np.min(multihost_utils.process_allgather(np.float32(smallest))))
+    return hosts.smallest(smallest)

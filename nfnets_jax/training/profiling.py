@@ -45,6 +45,10 @@ class Profiler:
         self._first, self._last = steps or (0, 0)
         self._running = False
 
+    def borders(self, step: int) -> bool:
+        """Returns whether the profile starts or ends after a step."""
+        return step in (self._first - 1, self._last)
+
     def before_step(self, step: int) -> None:
         """Starts the profile at its first step."""
         if step == self._first:

@@ -133,6 +133,12 @@ FIELDS: Fields = {
             Range(1, 1024, whole=True),
             1,
         ),
+        "on_device": Field(
+            "hold the training images in the devices' memory and shift and flip them there; auto: "
+            "on accelerators, where images and augmentation permit it",
+            ("auto", "yes", "no"),
+            "auto",
+        ),
         "num_workers": Field(
             "processes that read images; 0: threads read them", Range(0, 1024, whole=True), 0
         ),

@@ -14,6 +14,7 @@ from jax import lax
 from nfnets_jax import optax_agc
 from nfnets_jax.data import on_device
 from nfnets_jax.data.normalization import normalize
+from nfnets_jax.data.resident import Stride
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.devices import AXIS, DeviceBatch
 from nfnets_jax.models.registry import Model
@@ -108,8 +109,8 @@ def make_update(
     micro_batch_size: int = 0,
     sam: SAM | None = None,
     clipping_stats: ClippingStats | None = None,
-) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
-    """Makes the function that takes one training step on all devices.
+) -> Callable[[TrainState, DeviceBatch | Stride], tuple[TrainState, Metrics]]:
+    """Makes the function that takes a training step, or a stride of them, on all devices.
 
     Gradients are averaged over the devices before they are clipped, and the random numbers of an
     example depend on its position in the global batch. So a step of a normalizer-free network is
@@ -134,7 +135,8 @@ def make_update(
       ``label``; a batch of mixed images also holds ``other_label`` and ``share``, the weight of
       ``label``. What it holds for ``on_device.augment`` is done first. ``metrics`` holds ``loss``,
       ``top1`` and ``grad_norm`` (before clipping), equal on all devices, and with
-      ``clipping_stats`` also ``clipping``.
+      ``clipping_stats`` also ``clipping``. In place of the batch it takes a ``Stride``, one step
+      for each of its batches; the metrics then have an axis of S steps.
     """
     model_in_loop = model.with_policy(dataclasses.replace(model.policy, in_loop=True))
 
@@ -175,7 +177,7 @@ def make_update(
             grads, model_state, metrics = lax.pmean((grads, model_state, metrics), AXIS)
         return grads, model_state, metrics
 
-    def update(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+    def take_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         # pmap reshapes each array to drop its axis of one device, and back at the end. Fused into
         # other operations, the reshape would keep XLA from updating the array in place.
         state = materialize(state)
@@ -196,7 +198,39 @@ def make_update(
         state = state._replace(model_state=model_state)
         return apply_gradients(optimizer, state, grads, ema_decay), metrics
 
+    def update(state: TrainState, batch: DeviceBatch | Stride) -> tuple[TrainState, Metrics]:
+        if isinstance(batch, Stride):
+            return _take_stride(take_step, state, batch)
+        return take_step(state, batch)
+
     return jax.pmap(update, axis_name=AXIS, devices=devices, donate_argnums=0)
+
+
+def _take_stride(
+    take_step: Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]],
+    state: TrainState,
+    stride: Stride,
+) -> tuple[TrainState, Metrics]:
+    """Takes a step for each batch of a stride, in a loop on the device.
+
+    The loop's length is an argument of the program, not a constant as in ``lax.scan``: one program
+    serves strides of all lengths, so that it is compiled once, and where a run is divided into
+    strides does not change a bit of the result.
+
+    Returns:
+      The last state, and the metrics with an axis of S steps, zeros after the last.
+    """
+    take_step = jax.jit(take_step, inline=True)  # Traced once, though called twice.
+    of_one = jax.eval_shape(take_step, state, stride.batch(0))[1]
+    longest = stride.places.shape[1]
+    metrics = jax.tree.map(lambda one: jnp.zeros((longest, *one.shape), one.dtype), of_one)
+
+    def step(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, metrics = carry
+        state, of_one = take_step(state, stride.batch(index))
+        return state, jax.tree.map(lambda all, one: all.at[index].set(one), metrics, of_one)
+
+    return lax.fori_loop(0, stride.count[0], step, (state, metrics))
 
 
 def _accumulate(
@@ -230,6 +264,12 @@ def _accumulate(
         lambda total, array: (total / count).astype(array.dtype), sums, (grads, metrics)
     )
     return grads, model_state, metrics
+
+
+def examples_per_device(batch: DeviceBatch | Stride) -> int:
+    """Returns the images that each device gets of a batch, or of each batch of a stride."""
+    array = batch.places if isinstance(batch, Stride) else batch["label"]
+    return array.shape[1]
 
 
 def make_evaluate(

@@ -28,6 +28,7 @@ _FREE_FIELDS = frozenset(
         "data.labels",
         "data.test_dir",
         "data.test_labels",
+        "data.on_device",
         "data.num_workers",
         "data.max_unreadable",
         "augment.on_device",

@@ -18,6 +18,21 @@ def test_a_measurement_is_one_line_of_json(
     assert (figures["size"], figures["workers"]) == (16, 0)
 
 
+def test_the_device_makes_batches_of_images_that_it_holds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--json", "--on_device", "--size=8", "--batch=8", "--images=48"]
+    small = [*flags, "--augmentation=small"]
+    monkeypatch.setattr("sys.argv", ["input_pipeline", *small, "--data=digits"])
+    input_pipeline.main()
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["on_device"]
+    assert figures["images_per_second"] == pytest.approx(8 / figures["seconds"])
+    monkeypatch.setattr("sys.argv", ["input_pipeline", *small, "--data=synthetic"])
+    with pytest.raises(SystemExit, match="--on_device: the training images are not one array"):
+        input_pipeline.main()
+
+
 def test_the_table_needs_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["input_pipeline"])
     with pytest.raises(SystemExit, match="no --dir: it takes a folder"):

@@ -116,4 +116,4 @@ def test_a_batch_is_the_same_by_the_host_and_by_the_device(mixtures: int) -> Non
         off = np.abs(np.asarray(result["image"]).astype(int) - host["image"])
         assert (off > 0).mean() < 0.02
         assert (off > 2).mean() < 0.0005
-        assert np.any(result["image"] != device["image"][:: 3 - mixtures])
+        assert np.any(result["image"] != np.asarray(device["image"])[:: 3 - mixtures])

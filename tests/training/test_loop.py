@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import chex
 import cv2
 import jax
 import numpy as np
@@ -13,10 +14,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import recipes
+from nfnets_jax.devices import fetch
 from nfnets_jax.errors import InputError
-from nfnets_jax.training import divergence, loop, reporting
+from nfnets_jax.training import divergence, loop, reporting, strides
 from nfnets_jax.training.checkpoints import Checkpoints
 from nfnets_jax.training.experiment import build_experiment
+from nfnets_jax.training.strides import Strides
 
 
 def tiny(**changes: Any) -> ConfigDict:
@@ -138,6 +141,14 @@ def test_a_killed_run_loses_only_what_came_after_its_checkpoint(
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide the 2 images that each"),
         ({"precision": "half"}, "precision is 'half'; it takes float32 or bfloat16 or tensor"),
         ({"augment.randaugment_layers": 2}, "randaugment_layers is 2, and the images of digits"),
+        (
+            {"data.on_device": "yes", "augment.cutmix": True},
+            "data.on_device is yes, but the augmentation does more than shift and flip whole",
+        ),
+        (
+            {"data.on_device": "yes", "data.name": "synthetic"},
+            "on_device is yes, but the training images are not one array in memory: it takes auto",
+        ),
         (
             {
                 "augment.cutmix": True,
@@ -284,6 +295,84 @@ def test_without_leave_a_diverged_run_ends(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(loop, "compile_update", DivergesOnce(calls=8))
     with pytest.raises(divergence.Diverged, match="the loss is nan .* at step 8"):
         loop.train(tiny(), tmp_path)
+
+
+MOVED = {"data.padding": 1, "data.flip": True, "eval_every": 0, "log_every": 6}
+
+
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    workdir = tmp_path_factory.mktemp("runs") / "resident"
+    return workdir, loop.train(tiny(**MOVED, **{"data.on_device": "yes"}), workdir)
+
+
+def test_devices_that_hold_the_images_learn_as_from_the_host(
+    resident: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one device and on two; only the rounding of sums differs."""
+    loop.train(tiny(**MOVED), tmp_path / "host")
+    on_two = tiny(**MOVED, **{"data.on_device": "yes", "num_devices": 2, "log_images": 1})
+    loop.train(on_two, tmp_path / "two")
+    assert "2 x cpu, batch 16, training images in their memory" in capsys.readouterr().out
+    template = jax.eval_shape(build_experiment(on_two).create_state)
+    states = []
+    for workdir in (tmp_path / "host", resident[0], tmp_path / "two"):
+        with contextlib.closing(Checkpoints(workdir / "checkpoints", 3)) as saved:
+            states.append((saved.restore_latest(template, print) or pytest.fail("none"))[1])
+    for state in states[1:]:
+        chex.assert_trees_all_close(state, states[0], rtol=2e-5, atol=1e-6)
+
+
+def test_a_stride_that_is_interrupted_ends_like_an_undisturbed_one(
+    resident: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM comes during the second stride; the resumed run divides the steps otherwise."""
+    signals = iter([signal.SIGTERM])
+    settle = Strides.settle
+
+    def settle_and_signal(self: Strides, seconds: float) -> None:
+        settle(self, seconds)
+        os.kill(os.getpid(), next(signals))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Strides, "settle", settle_and_signal)
+        with pytest.raises(loop.Interrupted, match="saved at step 2$"):
+            loop.train(tiny(**MOVED, **{"data.on_device": "yes"}), tmp_path)
+    summary = loop.train(tiny(**MOVED, **{"data.on_device": "yes"}), tmp_path)
+    assert summary["params_sha256"] == resident[1]["params_sha256"]
+    timed = ("images_per_second", "data_wait")
+    same = [
+        [{k: v for k, v in row.items() if k not in timed} for row in rows(workdir)]
+        for workdir in (tmp_path, resident[0])
+    ]
+    assert same[0] == same[1]
+
+
+def test_a_step_of_a_stride_that_diverges_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_update = loop.compile_update
+
+    def diverging(*arguments: Any) -> Any:
+        update = compile_update(*arguments)
+
+        def run(state: Any, batch: Any) -> Any:
+            state, metrics = update(state, batch)
+            if fetch(batch.count) == 3:  # Steps 2 to 4.
+                metrics = {**metrics, "loss": metrics["loss"].at[:, 1].set(np.nan)}
+            return state, metrics
+
+        return run
+
+    monkeypatch.setattr(loop, "compile_update", diverging)
+    monkeypatch.setattr(strides, "_UNTIMED_STEPS", 3)
+    config = tiny(**MOVED, **{"data.on_device": "yes"})
+    config.update({"checkpoint_every": 0, "log_every": 6})
+    with pytest.raises(divergence.Diverged, match="the loss is nan .* at step 3:"):
+        loop.train(config, tmp_path)
+    report = json.loads((tmp_path / "divergence.json").read_text())
+    assert [figures["step"] for figures in report["history"]] == [1, 2, 3]
+    assert report["examples"] == build_experiment(config).train_batches.names(2)
 
 
 def test_steps_are_profiled_and_shown_on_request(
