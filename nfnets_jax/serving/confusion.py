@@ -55,7 +55,7 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     """
     from matplotlib.colors import LogNorm  # It takes a second to import.
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import FuncFormatter
 
     seen = np.flatnonzero(confusion.any(axis=0) | confusion.any(axis=1)).tolist()
     counts = confusion[np.ix_(seen, seen)]
@@ -66,7 +66,8 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     image = axis.imshow(
         np.ma.masked_equal(shares, 0), cmap="viridis_r", norm=LogNorm(_LEAST_SHARE, 1)
     )
-    figure.colorbar(image, label="share of the true class", format=PercentFormatter(1.0))
+    percent = FuncFormatter(lambda share, _: f"{100 * share:g}%")
+    figure.colorbar(image, label="share of the true class", format=percent)
     named, places = len(seen) <= _MOST_NAMED, range(len(seen))
     names = [class_names[label] for label in seen] if named else []
     names = [n if len(n) <= _LONGEST_NAME else f"{n[: _LONGEST_NAME - 1]}…" for n in names]

@@ -64,6 +64,8 @@ def test_the_picture_shows_shares_of_the_true_class(
     assert axis.get_title() == f"{5 * classes} images of {classes} of {classes + 1} classes"
     shown = [label.get_text() for label in axis.get_yticklabels()]
     assert shown == ([f"{n[:23]}…" for n in names[:classes]] if classes <= 50 else [])
+    ticks = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert ticks[1:-1] == ["0.1%", "1%", "10%", "100%"]  # Those outside are not shown.
     pixels = cv2.imread(str(tmp_path / "picture.png"))
     assert pixels is not None
     # Each class has at least one pixel.
