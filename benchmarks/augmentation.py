@@ -54,7 +54,6 @@ def compare(config: ConfigDict, target: Target) -> dict[str, Any]:
             "kernels": sum(kernel.runs for kernel in kernels),
             "bytes": program.moved_bytes(kernels),
             "temporary_bytes": figures["temporary_bytes"],
-            "compile_seconds": figures["compile_seconds"],
         }
     step, with_augmentation = counts["no"], counts["yes"]
     added = {name: with_augmentation[name] - figure for name, figure in step.items()}
