@@ -12,6 +12,7 @@ from experiments.configs import (
     digits,
     efficientnet,
     finetune,
+    jft,
     nf_regnet,
     nf_resnet,
     nfnet,
@@ -19,7 +20,7 @@ from experiments.configs import (
 )
 from nfnets_jax.errors import InputError, nearest
 
-_FAMILIES = (nfnet, nf_resnet, nf_regnet, resnet, efficientnet, digits, cifar10, finetune)
+_FAMILIES = (nfnet, nf_resnet, nf_regnet, resnet, efficientnet, jft, finetune, digits, cifar10)
 # The family of each configuration.
 FAMILIES = {name: family for family in _FAMILIES for name in family.VARIANTS}
 

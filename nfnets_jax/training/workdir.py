@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from nfnets_jax.errors import InputError
-from nfnets_jax.training import hosts, reporting
+from nfnets_jax.training import hosts, reporting, schema
 
 # Fields that may change when a run resumes, as they do not affect what it learns.
 _FREE_FIELDS = frozenset(
@@ -28,6 +28,8 @@ _FREE_FIELDS = frozenset(
         "data.max_unreadable",
     }
 )
+# Without SAM they do not affect it either.
+_FIELDS_OF_SAM = frozenset({"optimizer.sam_ascent", "optimizer.sam_fraction"})
 
 
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -62,16 +64,18 @@ def write_class_names(workdir: Path, names: Sequence[str]) -> None:
 
 def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
     try:
-        before = _flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+        written = _flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{workdir} has checkpoints but no readable config.json: use another workdir"
         ) from error
+    before = schema.values_before() | written
     now = _flatten(json.loads(config.to_json()))
+    free = _FREE_FIELDS if now.get("optimizer.sam_rho") else _FREE_FIELDS | _FIELDS_OF_SAM
     differences = [
         f"{field} {before.get(field)!r} there, {now.get(field)!r} here"
         for field in sorted(before.keys() | now.keys())
-        if field not in _FREE_FIELDS and before.get(field) != now.get(field)
+        if field not in free and before.get(field) != now.get(field)
     ]
     if differences:
         raise InputError(
