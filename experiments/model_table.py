@@ -15,6 +15,7 @@ is deleted. A model that fails is omitted with a message, and the exit code is t
 import argparse
 import csv
 import json
+import re
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.models import counting
 from nfnets_jax.models.registry import PRECISIONS, Model
 
-from .published_results import PUBLISHED, TIMES_SOURCE, Published
+from .published_results import ABLATION, PUBLISHED, TIMES_SOURCE, Published
 
 # Networks for smaller images are not for ImageNet.
 _MIN_SIZE = 128
@@ -58,7 +59,12 @@ one image at the test resolution, counted by `nfnets_jax.models.counting`. For N
 EfficientNets they are within 3% of the published multiply-adds, except for EfficientNet-B4 and B5,
 published with 4.2 and 9.9 billion; torchvision's documentation has 4.39 billion for B4 too.
 """
-_FAMILIES = {"nfnet_f": "NFNet", "efficientnet_b": "EfficientNet"}
+# Patterns of the names of the families in the pictures, of which the group is a point's name.
+_FAMILIES = {
+    r"nfnet_(f\d)": "NFNet",
+    r"nfnet_(f\d)_bn": "batch-normalized NFNet",
+    r"efficientnet_(b\d)": "EfficientNet",
+}
 # Horizontal axes of the pictures of accuracy, and their labels.
 _PICTURES = (
     ("training_step", "training step on a TPUv3, 32 images per device, as published (ms)"),
@@ -120,15 +126,13 @@ def _write(arguments: argparse.Namespace) -> list[str]:
     bar = rich.progress.track(
         models.values(), "counting", console=rich.console.Console(stderr=True)
     )
-    rows = [
-        Row(
-            model,
-            counting.summarize(model, model.config.test_size),
-            times.get(model.name, {}),
-            PUBLISHED.get(model.name, Published()),
-        )
-        for model in bar
-    ]
+    rows = []
+    for model in bar:
+        summary = counting.summarize(model, model.config.test_size)
+        for published in PUBLISHED.get(model.name, (Published(),)):
+            # Times were measured without what a note says.
+            measured = {} if published.note else times.get(model.name, {})
+            rows.append(Row(model, summary, measured, published))
     table = _table(rows)
     print(table)
     with atomic_write_for_user(arguments.out / "model_table.md") as partial:
@@ -211,11 +215,16 @@ def _time(model: Model, size: int, arguments: argparse.Namespace, *flags: str) -
         raise MeasurementError(f"{' '.join(command[1:])}: {last[0]}") from None
 
 
+def _label(row: Row) -> str:
+    note = row.published.note
+    return f"{row.model.name} {note}" if note else row.model.name
+
+
 def _cells(row: Row) -> list[str]:
     published, work = row.published, row.summary.work
     config = row.model.config
     return [
-        row.model.name + (f" {published.note}" if published.note else ""),
+        _label(row),
         f"{row.summary.parameters / 1e6:.2f}",
         f"{config.train_size} / {config.test_size}",
         f"{work.multiply_adds / 1e9:.2f}",
@@ -245,13 +254,29 @@ def _table(rows: Sequence[Row]) -> str:
         timed = f"Measured seconds per batch of {', '.join(names)}"
         lines += [f"{timed}: medians of `benchmarks.train_step`; {conditions}.", ""]
     for source in dict.fromkeys(row.published.source for row in rows if row.published.source):
-        names = [row.model.name for row in rows if row.published.source == source]
+        names = [_label(row) for row in rows if row.published.source == source]
         lines += [f"Accuracies of {', '.join(names)}: {source}.", ""]
     if any(row.published.tpu_ms for row in rows):
-        lines += [f"Published training steps, of 32 images per device: {TIMES_SOURCE}.", ""]
+        lines += [
+            "Published training steps, of 32 images per device, on 32 devices of a TPUv3 and on "
+            f"one V100: {TIMES_SOURCE}, appendix A.2.",
+            "",
+        ]
+    lines += _ablation()
     for name, _ in _PICTURES:
         lines += [f"![Accuracy by {name.replace('_', ' ')}](images/accuracy_by_{name}.png)", ""]
     return "\n".join(lines)
+
+
+def _ablation() -> list[str]:
+    """Returns the published ablation of NFNets in lines of Markdown."""
+    lines = ["## NFNets step by step", "", "| top-1 (%) and TPUv3 step (ms) | F0 | F1 | F2 | F3 |"]
+    lines.append("| --- |" + " ---: |" * 4)
+    for step, results in ABLATION.items():
+        cells = (f"{top1}, {milliseconds}" for top1, milliseconds in results)
+        lines.append(f"| {step} | {' | '.join(cells)} |")
+    seeds = "accuracies of NFNets are means of three seeds (table 2)"
+    return [*lines, "", f"{TIMES_SOURCE}, table 6; {seeds}.", ""]
 
 
 def _write_csv(rows: Sequence[Row], file: Path) -> None:
@@ -290,16 +315,17 @@ def _picture(rows: Sequence[Row], name: str, label: str) -> Figure:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for prefix, family in _FAMILIES.items():
-        relatives = [row for row in rows if row.model.name.startswith(prefix)]
+    drawn = {row.model.name: row for row in reversed(rows)}  # The first row of each network.
+    for pattern, family in _FAMILIES.items():
         points = [
-            (x, y, row.model.name.removeprefix(prefix))
-            for row in relatives
-            if (x := abscissa(row)) and (y := row.published.top1)
+            (x, y, found[1].upper())
+            for model, row in reversed(drawn.items())
+            if (found := re.fullmatch(pattern, model))
+            and (x := abscissa(row))
+            and (y := row.published.top1)
         ]
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=family)
-        for x, y, number in points:
-            text = f"{prefix[-1].upper()}{number}"
+        for x, y, text in points:
             axes.annotate(text, (x, y), (4, -10), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", xlabel=label, ylabel="published ImageNet top-1 (%)")
     axes.grid(alpha=0.3)

@@ -14,13 +14,14 @@ from . import (
     digits,
     efficientnet,
     finetune,
+    jft,
     nf_regnet,
     nf_resnet,
     nfnet,
     resnet,
 )
 
-_FAMILIES = (nfnet, nf_resnet, nf_regnet, resnet, efficientnet, digits, cifar10, finetune)
+_FAMILIES = (nfnet, nf_resnet, nf_regnet, resnet, efficientnet, jft, finetune, digits, cifar10)
 # The family of each configuration.
 FAMILIES = {name: family for family in _FAMILIES for name in family.VARIANTS}
 

@@ -6,12 +6,17 @@ Data: ImageNet 2012 as TFDS prepares it, in TFDS_DIR.
 Hardware: TPUs or GPUs. A batch that exceeds their memory is taken in parts, each normalized by its
 own statistics.
 Hours: none measured here. Goyal et al. train ResNet-50 in one hour on 256 GPUs at batch 8192.
-Accuracy: none measured here, and no published figure is of exactly this recipe.
+Accuracy: none measured here, and no published figure is of exactly this recipe. Of a ResNet-50
+there are those of Brock et al. 2021b, arXiv:2102.06171, table 3:
+
+    configuration   top-1 (%)   top-5 (%)   step on a TPUv3 (ms)   step on a V100 (ms)
+    resnet50        78.6        94.3          41.6                   35.3
 
 Recipe: Goyal et al. 2017, arXiv:1706.02677, section 5.1, with the cosine schedule and the label
-smoothing of He et al. 2019, arXiv:1812.01187, section 5. SkipInit, Fixup and the unnormalized
-network have the recipe of the batch-normalized ones, to be compared with them. Crops are those of
-the NFNets' authors, who trained ResNets beside them.
+smoothing of He et al. 2019, arXiv:1812.01187, section 5, and without a moving average: so does
+``nfnets/experiment.py`` of deepmind-research. SkipInit, Fixup and the unnormalized network have the
+recipe of the batch-normalized ones, to be compared with them. Crops are those of the NFNets'
+authors, who trained ResNets beside them.
 """
 
 from ml_collections import ConfigDict
@@ -60,7 +65,7 @@ def get_config(name: str = "resnet50") -> ConfigDict:
             "num_steps": EPOCHS * recipes.IMAGENET_IMAGES // BATCH_SIZE,
             "precision": "bfloat16",
             "label_smoothing": 0.1,
-            "ema_decay": 0.99999,
+            "ema_decay": 0.0,
             "optimizer": {
                 "name": "sgd",
                 "schedule": "cosine",

@@ -41,6 +41,8 @@ _AXES = {
 }
 # Images per device in the published timings of a training step.
 _PUBLISHED_BATCH = 32
+# By what comes before a network's number.
+_PUBLISHED_FAMILIES = {"nfnet_f": "NFNet", "efficientnet_b": "EfficientNet"}
 
 
 def networks(budget: str) -> dict[str, Network]:
@@ -145,11 +147,11 @@ def _counts(model: Model, image_size: int) -> dict[str, float]:
 
 
 def published() -> list[Point]:
-    """Returns NFNets and EfficientNets on ImageNet, timed on a TPUv3 core."""
+    """Returns NFNets and EfficientNets on ImageNet, timed on a TPUv3."""
     points = []
-    for name, figures in PUBLISHED.items():
-        if figures.top1 is not None:
-            family = {"nfnet": "NFNet", "efficientnet": "EfficientNet"}[name.split("_")[0]]
+    for name, (figures, *_) in PUBLISHED.items():
+        family = _PUBLISHED_FAMILIES.get(name[:-1])
+        if family and figures.top1 is not None:
             model = nfnets_jax.create_model(name)
             costs = _counts(model, model.config.test_size)
             if figures.tpu_ms is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from nfnets_jax.kernels.convolution import Policy
-from nfnets_jax.models.initialization import Normal
+from nfnets_jax.models.initialization import Normal, TruncatedNormal
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -156,8 +156,9 @@ standardize.defvjp(_standardize_forward, _standardize_backward)
 class Linear(hk.Module):
     """A fully connected layer.
 
-    Parameters, float32: ``w`` ``[I, O]``, which starts Gaussian with standard deviation ``std`` or
-    else ``I ** -0.5``; ``b`` ``[O]``, which starts at zero.
+    Parameters, float32: ``w`` ``[I, O]``, which starts Gaussian with standard deviation ``std``, or
+    without one as Haiku's does, as a Gaussian of ``I ** -0.5`` that ends at two of these; ``b``
+    ``[O]``, which starts at zero.
     """
 
     def __init__(self, features: int, std: float | None = None, name: str | None = None):
@@ -168,8 +169,8 @@ class Linear(hk.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., I]`` to ``[..., O]``, in the dtype of ``x``."""
         shape = (x.shape[-1], self._features)
-        std = shape[0] ** -0.5 if self._std is None else self._std
-        w = hk.get_parameter("w", shape, init=Normal(std))
+        init = TruncatedNormal(shape[0] ** -0.5) if self._std is None else Normal(self._std)
+        w = hk.get_parameter("w", shape, init=init)
         b = hk.get_parameter("b", shape[1:], init=jnp.zeros)
         precision = Policy().precision_of(x.dtype)
         return jnp.matmul(x, w.astype(x.dtype), precision=precision) + b.astype(x.dtype)

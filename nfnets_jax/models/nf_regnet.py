@@ -47,7 +47,7 @@ def _variant(
         group_size=8,
         # EfficientNet-B0's 1280 features over B0's last width, both before the multiplier.
         final_expansion=1280 / 440,
-        classifier_std=None,
+        classifier_std=0.0,
         activation="silu",
         name="NF_RegNet",
         stem_name="initial_conv",

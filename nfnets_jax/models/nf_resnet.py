@@ -17,7 +17,6 @@ _config = functools.partial(
     group_size=None,
     se_ratio=0.0,
     final_expansion=0,
-    classifier_std=None,
     activation="relu",
     name="NF_ResNet",
     stem_name="initial_conv",

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import haiku as hk
 import jax
@@ -65,7 +66,10 @@ class WSConv2D(hk.Module):
 
 
 class SqueezeExcite(hk.Module):
-    """Two layers that scale channels by what all pixels hold (Hu et al. 2018, arXiv:1709.01507)."""
+    """Two layers that scale channels by what all pixels hold (Hu et al. 2018, arXiv:1709.01507).
+
+    Their matrices start as Haiku's do, and are not standardized (NFNets, appendix C).
+    """
 
     def __init__(
         self,
@@ -207,6 +211,18 @@ _RANGES = {
 }
 
 
+def check_stages(config: Any) -> None:
+    """Checks that width, depth and strides are of equally many stages.
+
+    Raises:
+      InputError: they are not.
+    """
+    stages = {name: len(getattr(config, name)) for name in ("width", "depth", "strides")}
+    if len(set(stages.values())) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in stages.items())
+        raise InputError(f"each stage has one entry of width, depth and strides, not {counts}")
+
+
 @dataclasses.dataclass(frozen=True)
 class NFNetConfig:
     """The options of a normalizer-free network. Fields of a stage have one entry a stage.
@@ -228,8 +244,8 @@ class NFNetConfig:
       se_ratio: hidden units of squeeze-excite over its channels; 0 leaves squeeze-excite out.
       final_expansion: channels of the last 1x1 convolution over the width of the last stage; 0
         leaves the convolution out.
-      classifier_std: standard deviation of the classifier's initial matrix; None is one over the
-        root of the number of features.
+      classifier_std: standard deviation of the classifier's initial matrix; 0 starts it at zero,
+        None as ``layers.Linear`` does.
       alpha: standard deviation that each block adds.
       activation: a key of ``layers.ACTIVATION_GAINS``.
       name, stem_name, block_name: of the modules in the parameter tree; ``stem_name`` has ``{}``
@@ -292,10 +308,7 @@ class NFNetConfig:
         if self.activation not in layers.ACTIVATION_GAINS:
             known = nearest(self.activation, layers.ACTIVATION_GAINS)
             raise InputError(f"no activation {self.activation!r}; {known}")
-        stages = {name: len(getattr(self, name)) for name in ("width", "depth", "strides")}
-        if len(set(stages.values())) > 1:
-            counts = ", ".join(f"{name} {count}" for name, count in stages.items())
-            raise InputError(f"each stage has one entry of width, depth and strides, not {counts}")
+        check_stages(self)
 
     def network(self, num_classes: int, policy: Policy, prepared: bool) -> "NFNet":
         """Makes the module, inside a ``hk.transform``."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from nfnets_jax.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.kernels.convolution import Policy
-from nfnets_jax.models import efficientnet, nf_regnet, nf_resnet, nfnet, resnet
+from nfnets_jax.models import bn_nfnet, efficientnet, nf_regnet, nf_resnet, nfnet, resnet
 from nfnets_jax.models.groups import Group, equal_modules, grouped, is_group, ungrouped
 from nfnets_jax.models.initialization import initialize
 from nfnets_jax.models.prepare import LayerStack, prepare, stacked, unstacked
@@ -114,6 +114,7 @@ _REGISTRY: dict[str, NetworkConfig] = {
     **nfnet.VARIANTS,
     **nf_resnet.VARIANTS,
     **nf_regnet.VARIANTS,
+    **bn_nfnet.VARIANTS,
     **resnet.VARIANTS,
     **efficientnet.VARIANTS,
 }

@@ -95,7 +95,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state),
+                    state=ocp.args.PyTreeSave(_without_none(state)),
                     progress=ocp.args.JsonSave({**progress, "checksum": _checksum(state)}),
                 ),
                 metrics=None if accuracy is None else {_BEST: accuracy},
@@ -162,12 +162,15 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=restore_as_numpy(template), progress=ocp.args.JsonRestore()
+                state=restore_as_numpy(_without_none(template)), progress=ocp.args.JsonRestore()
             ),
         )
-        if _checksum(restored.state) != restored.progress["checksum"]:
+        state = restored.state
+        if hasattr(template, "_replace"):
+            state = template._replace(**state)
+        if _checksum(state) != restored.progress["checksum"]:
             raise ValueError("its arrays do not match their checksum")
-        return Checkpoint(step, restored.state, restored.progress)
+        return Checkpoint(step, state, restored.progress)
 
     def close(self) -> None:
         """Waits until the last checkpoint is written.
@@ -188,6 +191,16 @@ class Checkpoints:
             f"a checkpoint cannot be written in {self._manager.directory}: {reason}; the previous "
             "checkpoints are complete"
         )
+
+
+def _without_none(state: Any) -> Any:
+    """Returns a named tuple's fields but those that are None; Orbax would write them.
+
+    Runs of before such a field have checkpoints without it.
+    """
+    if not hasattr(state, "_asdict"):
+        return state
+    return {name: value for name, value in state._asdict().items() if value is not None}
 
 
 def _checksum(state: chex.ArrayTree) -> int:

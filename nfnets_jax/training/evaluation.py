@@ -40,15 +40,17 @@ class Evaluator:
         Raises:
           InputError: too many test images cannot be read.
         """
-        candidates = {"": state.params}
+        candidates = {"": (state.params, state.model_state)}
         if self._experiment.config.ema_decay:
-            candidates["ema_"] = state.ema_params
+            averaged = state.ema_model_state
+            statistics = state.model_state if averaged is None else averaged
+            candidates["ema_"] = state.ema_params, statistics
         totals: dict[str, float] = {}
         with contextlib.closing(self._experiment.read(self._batches, 0, self._log)) as batches:
             for unreadable, batch in batches:
                 self._read_errors.add(unreadable)
-                for prefix, params in candidates.items():
-                    sums = fetch(self._evaluate(params, state.model_state, batch))
+                for prefix, (params, model_state) in candidates.items():
+                    sums = fetch(self._evaluate(params, model_state, batch))
                     for name, value in sums.items():
                         totals[prefix + name] = totals.get(prefix + name, 0.0) + float(value)
         examples = totals.pop("examples")

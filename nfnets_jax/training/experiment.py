@@ -109,10 +109,12 @@ class Experiment:
         shape = (1, size, size, self.dataset.channels)
         state = create_state(self.model, self.optimizer, shape, self.config.seed)
         params = merge_params(state.params, self.pretrained.params)
+        model_state = merge_params(state.model_state, self.pretrained.model_state)
         return state._replace(
             params=params,
             ema_params=params,
-            model_state=merge_params(state.model_state, self.pretrained.model_state),
+            model_state=model_state,
+            ema_model_state=model_state if self.config.ema_statistics else None,
         )
 
     def read(self, batches: pipeline.Batches, start: int, log: Callable[[str], None]) -> Reader:
@@ -372,7 +374,7 @@ def _create_sam(config: ml_collections.ConfigDict) -> SAM | None:
     if not settings.sam_rho:
         return None
     try:
-        return SAM(rho=settings.sam_rho, fraction=settings.sam_fraction)
+        return SAM(settings.sam_rho, settings.sam_fraction, settings.sam_ascent == "replica")
     except InputError as error:  # It starts with "rho is" or "fraction is".
         raise InputError(f"optimizer.sam_{error}") from error
 

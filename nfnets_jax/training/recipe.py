@@ -1,6 +1,5 @@
 """The training recipe: learning-rate schedule and optimizer of a configuration."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,15 +17,18 @@ from nfnets_jax.training.units import UNIT_AXES
 # RMSProp as in EfficientNetV2 (Tan and Le 2021, arXiv:2104.00298, section 5.1); the epsilon is that
 # of its authors' code, which adds it to the mean square.
 _RMS_DECAY, _RMS_EPS = 0.9, 1e-3
+# Names of biases, of matrices and of convolutions.
+_BIASES = ("b", "bias")
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Creates the learning-rate schedule of ``config.optimizer``: linear warm-up, then decay.
 
     The peak is ``base_learning_rate * batch_size / 256`` (Goyal et al. 2017, arXiv:1706.02677).
-    Warm-up takes ``warmup_fraction`` of ``num_steps``. The decay is a cosine to zero (Brock et al.
-    2021b, arXiv:2102.06171, section 6.1), a line to zero, or exponential in steps: a factor of
-    ``decay_rate`` after every ``decay_fraction`` of ``num_steps``.
+    Warm-up takes ``warmup_fraction`` of ``num_steps``. The decay is a cosine (Brock et al. 2021b,
+    arXiv:2102.06171, section 6.1) or a line to ``final_learning_rate``, or exponential in steps: a
+    factor of ``decay_rate`` after every ``decay_fraction`` of ``num_steps``, counted from the end
+    of the warm-up, or with ``decay_in_warmup`` from step 0.
 
     Raises:
       InputError: there is no such ``schedule``.
@@ -37,13 +39,19 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         raise InputError(f"no optimizer.schedule {settings.schedule!r}; there are {known}")
     peak = settings.base_learning_rate * config.batch_size / 256
     warmup_steps = round(settings.warmup_fraction * num_steps)
+    final = settings.final_learning_rate
     if settings.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps, final)
     if settings.schedule == "linear":
-        decay = optax.linear_schedule(peak, 0.0, num_steps - warmup_steps)
+        decay = optax.linear_schedule(peak, final, num_steps - warmup_steps)
     else:
         every = max(1, round(settings.decay_fraction * num_steps))
-        decay = optax.exponential_decay(peak, every, settings.decay_rate, staircase=True)
+        before = warmup_steps if settings.decay_in_warmup else 0
+        decays = optax.exponential_decay(peak, every, settings.decay_rate, staircase=True)
+
+        def decay(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+            return decays(step + before)
+
     warmup = optax.linear_schedule(0.0, peak, warmup_steps)
     return optax.join_schedules([warmup, decay], [warmup_steps])
 
@@ -84,14 +92,16 @@ def sgd_in_place(
     weight_decay: float = 2e-5,
     clipping: float = 0.01,
     eps: float = 1e-3,
+    decay_biases: bool = False,
 ) -> optax.GradientTransformation:
     """Returns ``optax_agc.sgd_agc`` for Haiku, whose state a donating step updates in place.
 
-    The arguments are those of ``sgd_agc``; a ``clipping`` of 0 leaves AGC out.
+    The arguments are those of ``sgd_agc``, and whether biases decay as kernels do; a ``clipping``
+    of 0 leaves AGC out.
     """
     return optax.chain(
         _clip(clipping, eps),
-        _decay(weight_decay),
+        _decay(weight_decay, decay_biases),
         _momentum(momentum, nesterov),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -105,6 +115,7 @@ def _sgd(settings: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.Gra
         settings.weight_decay,
         settings.clipping,
         settings.clipping_eps,
+        settings.decay_biases,
     )
 
 
@@ -113,7 +124,7 @@ def _rmsprop(
 ) -> optax.GradientTransformation:
     return optax.chain(
         _clip(settings.clipping, settings.clipping_eps),
-        _decay(settings.weight_decay),
+        _decay(settings.weight_decay, settings.decay_biases),
         optax.rmsprop(
             rate,
             decay=_RMS_DECAY,
@@ -133,9 +144,15 @@ def _clip(clipping: float, eps: float) -> optax.GradientTransformation:
     )
 
 
-def _decay(weight_decay: float) -> optax.GradientTransformation:
-    kernels = functools.partial(optax_agc.kernels, unit_axes=UNIT_AXES)
-    return optax.add_decayed_weights(weight_decay, kernels)
+def _decay(weight_decay: float, biases: bool) -> optax.GradientTransformation:
+    def decays(path: optax_agc.Path, is_kernel: bool) -> bool:
+        return is_kernel or (biases and path[-1].key in _BIASES)
+
+    def mask(params: optax.Params) -> Any:
+        kernels = optax_agc.kernels(params, unit_axes=UNIT_AXES)
+        return jax.tree_util.tree_map_with_path(decays, kernels)
+
+    return optax.add_decayed_weights(weight_decay, mask)
 
 
 def _momentum(decay: float, nesterov: bool) -> optax.GradientTransformation:

@@ -28,11 +28,13 @@ class Field:
       meaning: what it does, with its unit.
       takes: a ``Range`` of numbers, a tuple of words, or a type.
       default: ``REQUIRED`` if there is none.
+      before: what runs did that were started before there was the field, so that they resume.
     """
 
     meaning: str
     takes: Range | tuple[str, ...] | type
     default: Any = REQUIRED
+    before: Any = REQUIRED
 
     @property
     def allowed(self) -> str:
@@ -54,6 +56,7 @@ class Field:
 
 
 SCHEDULES = ("cosine", "linear", "exponential")
+SAM_ASCENTS = ("replica", "batch")
 
 _TYPES = {str: "text", bool: "True or False", tuple: "names"}
 
@@ -132,6 +135,7 @@ FIELDS: Fields = {
             "how often an image appears in a batch, each time with another augmentation",
             Range(1, 1024, whole=True),
             1,
+            before=1,
         ),
         "on_device": Field(
             "hold the training images in the devices' memory and shift and flip them there; auto: "
@@ -166,6 +170,7 @@ FIELDS: Fields = {
             "of two images that are mixed: 1, as published; 2 reads half as many images",
             Range(1, 2, whole=True),
             1,
+            before=2,
         ),
         "on_device": Field(
             "the device mixes and RandAugments the images, not the host; auto: if it is an "
@@ -187,6 +192,12 @@ FIELDS: Fields = {
     ),
     "label_smoothing": Field("share of the label spread over all classes", PROBABILITY),
     "ema_decay": Field("of the parameters' moving average, a step; 0: no average", PROBABILITY),
+    "ema_statistics": Field(
+        "whether the running statistics of batch normalization are averaged like the parameters",
+        bool,
+        False,
+        before=False,
+    ),
     "optimizer": {
         "name": Field("sgd, rmsprop, or an optimizer that one of imports registers", str),
         "schedule": Field("after the warm-up: cosine, linear or exponential", SCHEDULES),
@@ -198,13 +209,34 @@ FIELDS: Fields = {
             Range(0, 1, above=True),
             0.01,
         ),
+        "decay_in_warmup": Field(
+            "of schedule exponential: whether the intervals count from step 0, and not from the "
+            "end of the warm-up",
+            bool,
+            False,
+            before=False,
+        ),
+        "final_learning_rate": Field(
+            "of schedules cosine and linear: rate that they end at; does not scale with the batch",
+            Range(0, 10**6),
+            0.0,
+            before=0.0,
+        ),
         "base_learning_rate": Field("peak at batch 256; scales linearly with the batch", _POSITIVE),
         "warmup_fraction": Field(
             "share of num_steps in which the rate rises linearly from 0", PROBABILITY
         ),
         "momentum": Field("decay of the accumulated gradient, a step", PROBABILITY),
         "nesterov": Field("whether the step looks ahead by one more momentum", bool),
-        "weight_decay": Field("of kernels alone, times the learning rate", Range(0, 10)),
+        "weight_decay": Field(
+            "of kernels, and with decay_biases of biases, times the learning rate", Range(0, 10)
+        ),
+        "decay_biases": Field(
+            "whether biases decay too; gains, and scales and offsets of normalization, never do",
+            bool,
+            False,
+            before=False,
+        ),
         "clipping": Field(
             "of AGC: largest ratio of gradient to weight norm; 0: no AGC", Range(0, 10**6)
         ),
@@ -214,9 +246,16 @@ FIELDS: Fields = {
         ),
         "sam_rho": Field("radius of sharpness-aware minimization; 0: none", Range(0, 10**6), 0.0),
         "sam_fraction": Field(
-            "share of the batch whose gradient is the ascent direction of SAM",
+            "share of the images whose gradient is the ascent direction of SAM",
             Range(0, 1, above=True),
             1.0,
+        ),
+        "sam_ascent": Field(
+            "what ascends together in SAM: replica, the images that a device processes at a time; "
+            "batch, all images",
+            SAM_ASCENTS,
+            "replica",
+            before="batch",
         ),
     },
     "num_devices": Field("of each host; 0: all", _COUNT, 0),
@@ -267,6 +306,11 @@ def problems(config: ConfigDict) -> list[str]:
         if problem:
             found.append(f"{name} {problem}")
     return found
+
+
+def values_before() -> dict[str, Any]:
+    """Returns, by the names of later fields, what runs did before there were such fields."""
+    return {name: field.before for name, field in walk() if field.before is not REQUIRED}
 
 
 def _value(config: ConfigDict, name: str) -> Any:

@@ -37,6 +37,7 @@ class TrainState(NamedTuple):
       model_state: running statistics in the same form; empty for most models.
       opt_state: state of the optimizer.
       ema_params: exponential moving average of ``params``.
+      ema_model_state: the same of ``model_state``; None if it is not averaged.
     """
 
     step: chex.ArrayTree
@@ -45,6 +46,7 @@ class TrainState(NamedTuple):
     model_state: chex.ArrayTree
     opt_state: chex.ArrayTree
     ema_params: chex.ArrayTree
+    ema_model_state: chex.ArrayTree | None = None
 
 
 def create_state(
@@ -76,18 +78,21 @@ def apply_gradients(
     grads: chex.ArrayTree,
     ema_decay: float,
 ) -> TrainState:
-    """Applies gradients to the parameters and updates their moving average.
+    """Applies gradients to the parameters and updates the moving averages.
 
     Args:
       optimizer: the optimizer of the parameters.
-      state: the state before the step.
+      state: the state before the step, with the running statistics after it.
       grads: gradients in the form of ``state.params``.
-      ema_decay: decay of the moving average. At step ``t`` it is at most ``(1 + t) / (10 + t)``, so
-        that the average soon forgets the initial parameters.
+      ema_decay: decay of the moving averages. At step ``t`` it is at most ``(1 + t) / (10 + t)``,
+        so that they soon forget the initial values.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = materialize_on_cpu(optax.apply_updates(state.params, updates))
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    ema_model_state = state.ema_model_state
+    if ema_model_state is not None:
+        ema_model_state = optax.incremental_update(state.model_state, ema_model_state, 1 - decay)
     return state._replace(
         step=state.step + 1,
         params=params,
@@ -95,6 +100,7 @@ def apply_gradients(
         ema_params=materialize_on_cpu(
             optax.incremental_update(params, state.ema_params, 1 - decay)
         ),
+        ema_model_state=ema_model_state,
     )
 
 
@@ -114,7 +120,8 @@ def make_update(
 
     Gradients are averaged over the devices before they are clipped, and the random numbers of an
     example depend on its position in the global batch. So a step of a normalizer-free network is
-    the same on any number of devices, but for rounding.
+    the same on any number of devices, but for rounding. With SAM per replica it also depends on how
+    many images a device processes at a time.
 
     Args:
       model: the network.
@@ -160,22 +167,50 @@ def make_update(
     def grad_fn(model: Model) -> Callable[..., Any]:
         return jax.grad(functools.partial(loss_fn, model), has_aux=True)
 
-    def mean_gradient(
-        params: chex.ArrayTree, model_state: chex.ArrayTree, batch: DeviceBatch, keys: jax.Array
-    ) -> tuple[chex.ArrayTree, chex.ArrayTree, Metrics]:
-        """Computes gradient, model state and metrics, averaged over the devices' examples."""
-        weights, prepare_vjp = jax.vjp(lambda params: model.prepare(params, batch["image"]), params)
+    def over_micro_batches(
+        make_grad_fn: Callable[[Model], Callable[..., Any]],
+        at: Any,
+        model_state: chex.ArrayTree,
+        batch: DeviceBatch,
+        keys: jax.Array,
+    ) -> tuple[Any, tuple[chex.ArrayTree, Metrics]]:
+        """Computes gradient, model state and metrics of a device's examples."""
         if micro_batch_size in (0, len(keys)):
-            weight_grads, (model_state, metrics) = grad_fn(model)(weights, model_state, batch, keys)
-        else:
-            weight_grads, model_state, metrics = _accumulate(
-                grad_fn(model_in_loop), weights, model_state, (batch, keys), micro_batch_size
-            )
-        (grads,) = prepare_vjp(weight_grads)
+            return make_grad_fn(model)(at, model_state, batch, keys)
+        return _accumulate(
+            make_grad_fn(model_in_loop), at, model_state, (batch, keys), micro_batch_size
+        )
+
+    def gradient(
+        grad: Callable[..., Any],
+        params: chex.ArrayTree,
+        model_state: chex.ArrayTree,
+        batch: DeviceBatch,
+        keys: jax.Array,
+    ) -> tuple[chex.ArrayTree, tuple[chex.ArrayTree, Metrics]]:
+        """Computes ``grad`` of the prepared parameters, as a gradient of the parameters."""
+        weights, prepare_vjp = jax.vjp(lambda params: model.prepare(params, batch["image"]), params)
+        weight_grads, rest = grad(weights, model_state, batch, keys)
+        return prepare_vjp(weight_grads)[0], rest
+
+    def sam_grad_fn(sam: SAM, model: Model) -> Callable[..., Any]:
+        """Makes the gradient where a replica's own ascent ends."""
+
+        def grad(
+            params: chex.ArrayTree, model_state: chex.ArrayTree, batch: DeviceBatch, keys: jax.Array
+        ) -> tuple[chex.ArrayTree, tuple[chex.ArrayTree, Metrics]]:
+            count = sam.ascent_examples(len(keys))
+            first = jax.tree.map(lambda array: array[:count], (batch, keys))
+            up, _ = gradient(grad_fn(model), params, model_state, *first)
+            above = ascend(params, up, sam.rho)
+            return gradient(grad_fn(model), above, model_state, batch, keys)
+
+        return grad
+
+    def mean(tree: Any) -> Any:
+        """Averages over the devices."""
         # On one device the mean changes nothing, but XLA would copy every gradient for it.
-        if lax.axis_size(AXIS) > 1:
-            grads, model_state, metrics = lax.pmean((grads, model_state, metrics), AXIS)
-        return grads, model_state, metrics
+        return lax.pmean(tree, AXIS) if lax.axis_size(AXIS) > 1 else tree
 
     def take_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         # pmap reshapes each array to drop its axis of one device, and back at the end. Fused into
@@ -185,13 +220,18 @@ def make_update(
         batch = lax.optimization_barrier(on_device.augment(batch))
         examples = len(batch["image"])
         keys = _example_keys(state, examples)
-        params = state.params
-        if sam:
+        params, plain = state.params, functools.partial(over_micro_batches, grad_fn)
+        if sam and not sam.per_replica:
             count = sam.ascent_examples(examples, micro_batch_size)
             first = jax.tree.map(lambda array: array[:count], (batch, keys))
-            grads, _, _ = mean_gradient(params, state.model_state, *first)
-            params = ascend(params, grads, sam.rho)
-        grads, model_state, metrics = mean_gradient(params, state.model_state, batch, keys)
+            up, _ = mean(gradient(plain, params, state.model_state, *first))
+            params = ascend(params, up, sam.rho)
+        if sam and sam.per_replica:
+            own = functools.partial(sam_grad_fn, sam)
+            result = over_micro_batches(own, params, state.model_state, batch, keys)
+        else:
+            result = gradient(plain, params, state.model_state, batch, keys)
+        grads, (model_state, metrics) = mean(result)
         metrics["grad_norm"] = optax_agc.global_norm(grads, state.params, UNIT_AXES)
         if clipping_stats:
             metrics["clipping"] = clipping_stats(state.step + 1, grads, state.params)
@@ -235,15 +275,16 @@ def _take_stride(
 
 def _accumulate(
     grad_fn: Callable[..., Any],
-    weights: Any,
+    at: Any,
     model_state: chex.ArrayTree,
     examples: chex.ArrayTree,
     micro_batch_size: int,
-) -> tuple[Any, chex.ArrayTree, Metrics]:
+) -> tuple[Any, tuple[chex.ArrayTree, Metrics]]:
     """Averages gradient and metrics over micro-batches.
 
     Returns:
-      The mean gradient, the model state after the last micro-batch, and the mean metrics.
+      The mean of the gradients at ``at``, the model state after the last micro-batch, and the mean
+      metrics.
     """
     micro_batches = jax.tree.map(
         lambda array: array.reshape(-1, micro_batch_size, *array.shape[1:]), examples
@@ -252,18 +293,18 @@ def _accumulate(
 
     def add(carry: tuple[Any, Any], micro_batch: Any) -> tuple[tuple[Any, Any], None]:
         sums, model_state = carry
-        grads, (model_state, metrics) = grad_fn(weights, model_state, *micro_batch)
+        grads, (model_state, metrics) = grad_fn(at, model_state, *micro_batch)
         return (jax.tree.map(jnp.add, sums, (grads, metrics)), model_state), None
 
     first = jax.tree.map(lambda array: array[0], micro_batches)
-    grads, (_, metrics) = jax.eval_shape(grad_fn, weights, model_state, *first)
+    grads, (_, metrics) = jax.eval_shape(grad_fn, at, model_state, *first)
     # A sum in bfloat16 would lose small terms.
     zeros = jax.tree.map(lambda array: jnp.zeros(array.shape, jnp.float32), (grads, metrics))
     (sums, model_state), _ = lax.scan(add, (zeros, model_state), micro_batches)
     grads, metrics = jax.tree.map(
         lambda total, array: (total / count).astype(array.dtype), sums, (grads, metrics)
     )
-    return grads, model_state, metrics
+    return grads, (model_state, metrics)
 
 
 def examples_per_device(batch: DeviceBatch | Stride) -> int:

@@ -1,15 +1,14 @@
 """The workdir of a run: the configuration and the class names that belong to it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import ml_collections
 
 from nfnets_jax.errors import InputError
-from nfnets_jax.training import hosts, reporting
+from nfnets_jax.training import hosts, reporting, schema
 
 # Fields that may change when a run resumes, as they do not affect what it learns.
 _FREE_FIELDS = frozenset(
@@ -34,9 +33,8 @@ _FREE_FIELDS = frozenset(
         "augment.on_device",
     }
 )
-
-# The values of fields in runs that are older than the fields, where they can differ from now.
-_EARLIER: Mapping[str, Any] = MappingProxyType({"data.repeats": 1, "augment.mixtures_per_pair": 2})
+# Without SAM they do not affect it either.
+_FIELDS_OF_SAM = frozenset({"optimizer.sam_ascent", "optimizer.sam_fraction"})
 
 
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -71,17 +69,18 @@ def write_class_names(workdir: Path, names: Sequence[str]) -> None:
 
 def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
     try:
-        written = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-        before = {**_EARLIER, **_flatten(written)}
+        written = _flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{workdir} has checkpoints but no readable config.json: use another workdir"
         ) from error
+    before = schema.values_before() | written
     now = _flatten(json.loads(config.to_json()))
+    free = _FREE_FIELDS if now.get("optimizer.sam_rho") else _FREE_FIELDS | _FIELDS_OF_SAM
     differences = [
         f"{field} {before.get(field)!r} there, {now.get(field)!r} here"
         for field in sorted(before.keys() | now.keys())
-        if field not in _FREE_FIELDS and before.get(field) != now.get(field)
+        if field not in free and before.get(field) != now.get(field)
     ]
     if differences:
         raise InputError(

@@ -83,13 +83,15 @@ def read_params(path: Path, average: bool) -> Tree:
 def read_model_state(path: Path) -> Tree:
     """Reads a network's running statistics as ``read_params`` reads parameters; {} if it has none.
 
+    They are the moving average of the running statistics where the run has it.
+
     Raises:
       InputError: as ``read_params``.
     """
     if (path / PARAMS_FILE).is_file():
         state = path / STATE_FILE
         return _read_safetensors(state) if state.is_file() else {}
-    return _read_part(path, "model_state")
+    return _read_part(path, "ema_model_state") or _read_part(path, "model_state")
 
 
 def restore_as_numpy(template: Any, **options: Any) -> Any:

@@ -10,11 +10,12 @@ import pytest
 
 import nfnets_jax
 from experiments import configs, recipes
-from experiments.configs import digits, efficientnet, lm, nf_regnet, nf_resnet, nfnet, resnet
+from experiments.configs import digits, efficientnet, jft, lm, nf_regnet, nf_resnet, nfnet, resnet
 from experiments.projects import import_projects
 from experiments.published_results import PUBLISHED
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import workdir
+from nfnets_jax.training.recipe import learning_rate_schedule
 
 REPOSITORY = Path(__file__).parents[2]
 FAMILIES = list(dict.fromkeys(configs.FAMILIES.values()))
@@ -24,7 +25,10 @@ IMAGENET = (nfnet, nf_resnet, nf_regnet, resnet, efficientnet)
 def test_all_names_are_known() -> None:
     assert set(configs.FAMILIES) == {
         *(f"nfnet_f{index}" for index in range(8)),
-        "nfnet_f6_sam",
+        *("nfnet_f5_sam", "nfnet_f6_sam"),
+        *(f"nfnet_f{index}_bn" for index in range(8)),
+        *(f"jft_nfnet_{name}" for name in ("f0", "f1", "f3", "f3_plus", "f7", "f7_plus")),
+        *(f"jft_nfnet_{name}_finetune" for name in ("f0", "f1", "f3", "f3_plus", "f7", "f7_plus")),
         *(f"nf_resnet{depth}" for depth in (50, 101, 152, 200, 288, 600)),
         *(f"nf_regnet_b{index}" for index in range(9)),
         *(f"resnet{depth}" for depth in (50, 101, 152, 200)),
@@ -32,7 +36,8 @@ def test_all_names_are_known() -> None:
         *("seresnext50d_32x4d", "seresnext101d_32x8d"),
         *(f"{form}_resnet50" for form in ("skipinit", "fixup", "unnormalized")),
         *(f"efficientnet_b{index}" for index in range(8)),
-        *("nfnet_digits", "nfnet_cifar10", "nfnet_cifar10_gpu", "finetune"),
+        *("nfnet_digits", "nfnet_cifar10", "nfnet_cifar10_gpu"),
+        *("finetune", "finetune_paper", "finetune_paper_nf_resnet50"),
     }
 
 
@@ -54,11 +59,12 @@ def test_published_accuracies_are_those_on_record(family: ModuleType) -> None:
     table = re.findall(r"^    (\w+) +([\d.]+|-) ", family.__doc__ or "", re.MULTILINE)
     stated = {name: float(top1) for name, top1 in table if top1 != "-"}
     published = {
-        name: PUBLISHED[name.removesuffix("_sam")].top1
-        for name in set(family.VARIANTS) - {"nfnet_f6"}
-        if name.removesuffix("_sam") in PUBLISHED
+        name: result.top1
+        for model, results in PUBLISHED.items()
+        for result in results
+        if (name := f"{model}_sam" if result.note == "with SAM" else model) in family.VARIANTS
     }
-    assert stated == {name: top1 for name, top1 in published.items() if top1}
+    assert stated == published
 
 
 @pytest.mark.parametrize("name", configs.FAMILIES)
@@ -141,6 +147,60 @@ def test_f6_with_sam_differs_from_f6_in_sam_alone() -> None:
     assert sam == plain
 
 
+@pytest.mark.parametrize("name", ["nfnet_f0", "nfnet_f3"])
+def test_a_batch_normalized_nfnet_differs_in_the_network_alone(name: str) -> None:
+    """Brock et al. 2021b, arXiv:2102.06171, table 6: "-NF, + BN", all else the same."""
+    twin, own = configs.get_config(f"{name}_bn"), configs.get_config(name)
+    assert twin.model.name == f"{name}_bn"
+    twin.model.name = name
+    assert twin == own
+
+
+def test_nf_regnets_learn_as_their_authors_code_says() -> None:
+    """``nfnets/experiment_nf_regnets.py`` of deepmind-research.
+
+    Weight decay of 5e-5 + 1e-5 a level, in float32, to a rate of 0.001 that no batch scales.
+    """
+    for level in range(6):
+        config = configs.get_config(f"nf_regnet_b{level}")
+        assert config.optimizer.weight_decay == pytest.approx(5e-5 + 1e-5 * level)
+        assert config.optimizer.base_learning_rate * config.batch_size / 256 == 0.4
+        assert config.precision == "float32"
+        assert learning_rate_schedule(config)(config.num_steps) == pytest.approx(1e-3)
+
+
+def test_the_papers_fine_tuning() -> None:
+    """Brock et al. 2021b, arXiv:2102.06171, section 6.2 and appendix A.5."""
+    nfnet, nf_resnet = map(configs.get_config, ("finetune_paper", "finetune_paper_nf_resnet50"))
+    for config in (nfnet, nf_resnet):
+        assert (config.batch_size, config.num_steps, config.ema_decay) == (2048, 15_000, 0.9999)
+        schedule = learning_rate_schedule(config)
+        assert [schedule(step) for step in (2500, 5000, 15_000)] == pytest.approx(
+            [0.05, 0.1, 0.0], abs=1e-6
+        )
+    assert (nfnet.model.dropout_rate, nfnet.model.stochastic_depth_rate) == (0.25, 0.1)
+    assert (nfnet.optimizer.sam_rho, nfnet.optimizer.weight_decay) == (0.05, 1e-5)
+    assert (nf_resnet.model.dropout_rate, nf_resnet.model.stochastic_depth_rate) == (0, 0)
+    assert (nf_resnet.optimizer.sam_rho, nf_resnet.optimizer.weight_decay) == (0, 0)
+
+
+def test_billions_of_images_are_learned_as_published() -> None:
+    """Smith et al. 2023, arXiv:2310.16764, sections 2 and 3; for 1e-6 see 2102.06171, A.5."""
+    for name, variant in jft.VARIANTS.items():
+        config = configs.get_config(name)
+        peak = max(learning_rate_schedule(config)(step) for step in (4999, 5000, 5001))
+        sizes = (config.data.image_size, config.data.test_image_size)
+        if variant.finetunes:
+            assert config.num_steps == 50 * 1_281_167 // 2048
+            assert (sizes, config.optimizer.sam_rho) == ((384, 480), 0.05)
+        else:
+            assert (config.batch_size, config.optimizer.weight_decay) == (4096, 1e-6)
+            assert (sizes, config.optimizer.sam_rho) == ((224, 256), 0)
+            assert (config.ema_decay, config.optimizer.clipping) == (0, 0.01)
+            assert (config.augment.mixup_alpha, config.augment.randaugment_layers) == (0, 0)
+            assert peak == pytest.approx(1.6)
+
+
 @pytest.mark.parametrize(
     ("name", "train", "test", "dropout", "epochs"),
     [
@@ -152,7 +212,7 @@ def test_f6_with_sam_differs_from_f6_in_sam_alone() -> None:
 def test_nf_resnets_and_nf_regnets_have_their_papers_settings(
     name: str, train: int, test: int, dropout: float, epochs: int
 ) -> None:
-    """Brock et al. 2021a, arXiv:2101.08692, sections 5 and 6 and appendix."""
+    """``nfnets/base.py`` and the experiments of deepmind-research; NF-ResNets' not verified."""
     config = configs.get_config(name)
     assert (config.data.image_size, config.data.test_image_size) == (train, test)
     assert (config.model.dropout_rate, config.model.stochastic_depth_rate) == (dropout, 0.1)
@@ -160,7 +220,7 @@ def test_nf_resnets_and_nf_regnets_have_their_papers_settings(
     assert config.augment.cutmix == ("regnet" in name)
     assert config.batch_size == 1024
     assert config.num_steps == epochs * 1_281_167 // 1024
-    assert (config.optimizer.weight_decay, config.optimizer.clipping) == (5e-5, 0.0)
+    assert config.optimizer.clipping == 0.0
 
 
 OPTIMIZATION = (
@@ -175,11 +235,11 @@ OPTIMIZATION = (
     [
         ("nfnet_f0", (4096, 112602, "bfloat16", 0.1, 0.99999, "sgd",
                       "cosine", 0.1, 5 / 360, 0.9, True, 2e-5, 0.01)),
-        ("nf_resnet50", (1024, 112602, "bfloat16", 0.1, 0.99999, "sgd",
+        ("nf_resnet50", (1024, 112602, "bfloat16", 0.1, 0.0, "sgd",
                          "cosine", 0.1, 5 / 90, 0.9, True, 5e-5, 0.0)),
-        ("nf_regnet_b0", (1024, 450410, "bfloat16", 0.1, 0.99999, "sgd",
+        ("nf_regnet_b0", (1024, 450410, "float32", 0.1, 0.99999, "sgd",
                           "cosine", 0.1, 5 / 360, 0.9, True, 5e-5, 0.0)),
-        ("resnet50", (1024, 112602, "bfloat16", 0.1, 0.99999, "sgd",
+        ("resnet50", (1024, 112602, "bfloat16", 0.1, 0.0, "sgd",
                       "cosine", 0.1, 5 / 90, 0.9, True, 1e-4, 0.0)),
         ("efficientnet_b0", (4096, 109474, "bfloat16", 0.1, 0.9999, "rmsprop",
                              "exponential", 0.016, 5 / 350, 0.9, False, 1e-5, 0.0)),
@@ -196,17 +256,19 @@ OPTIMIZATION = (
 def test_a_family_is_optimized_as_its_sources_say(name: str, values: tuple[Any, ...]) -> None:
     """The papers that the families name.
 
-    NFNets: Brock et al. 2021b, arXiv:2102.06171, section 6.1. NF-ResNets and NF-RegNets: Brock et
-    al. 2021a, arXiv:2101.08692, appendix. ResNets: Goyal et al. 2017, arXiv:1706.02677, section
-    5.1, and He et al. 2019, arXiv:1812.01187, section 5. EfficientNets: Tan and Le 2019,
-    arXiv:1905.11946, section 5.2, and 2021, arXiv:2104.00298, section 5.1. The others are this
-    project's.
+    NFNets: Brock et al. 2021b, arXiv:2102.06171, section 6.1. NF-ResNets and NF-RegNets:
+    ``nfnets/experiment.py``, without a moving average, and ``nfnets/experiment_nf_regnets.py`` of
+    deepmind-research. ResNets: Goyal et al. 2017, arXiv:1706.02677, section 5.1, and He et al.
+    2019, arXiv:1812.01187, section 5. EfficientNets: Tan and Le 2019, arXiv:1905.11946, section
+    5.2, and 2021, arXiv:2104.00298, section 5.1. The others are this project's.
     """
     config = configs.get_config(name)
     for other, family in configs.FAMILIES.items():
         if family is configs.FAMILIES[name] and family in IMAGENET:
             shared = configs.get_config(other)
             shared.optimizer.update(sam_rho=0.0, sam_fraction=1.0)
+            if family is nf_regnet:
+                shared.optimizer.weight_decay = config.optimizer.weight_decay
             assert shared.optimizer == config.optimizer, other
     found = [_field(config, field) for field in OPTIMIZATION]
     assert dict(zip(OPTIMIZATION, found, strict=True)) == dict(
@@ -248,6 +310,24 @@ def test_a_recipe_is_refused_for_a_field_too_few_or_too_many(
     changed = {name: value for name, value in {**recipe, **changes}.items() if value is not None}
     with pytest.raises(InputError, match=message):
         recipes.complete(changed)
+
+
+def test_a_run_of_before_resumes_as_what_it_was(tmp_path: Path) -> None:
+    """Its configuration lacks the fields that came later; it did what there was no field for."""
+    config = configs.get_config("nfnet_f6_sam")
+    config.optimizer.sam_ascent = "batch"
+    workdir.claim_workdir(tmp_path, config)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["ema_statistics"]
+    for name in ("final_learning_rate", "decay_in_warmup", "decay_biases", "sam_ascent"):
+        del written["optimizer"][name]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    changed = configs.get_config("nfnet_f6_sam")
+    changed.optimizer.decay_biases = True
+    with pytest.raises(InputError, match="decay_biases False there, True.*'batch' there, 'replica"):
+        workdir.claim_workdir(tmp_path, changed)
+    workdir.claim_workdir(tmp_path, config)
 
 
 def test_a_run_that_was_started_without_imports_resumes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 import nfnets_jax
 from experiments import model_table
-from experiments.published_results import PUBLISHED
+from experiments.published_results import PUBLISHED, Published
 
 FIGURES = {
     "seconds": 1.5,
@@ -51,6 +52,9 @@ def test_table_has_counts_times_and_published_results(
     commands: list[list[str]],
 ) -> None:
     only = "--models=*[ft]net_[fb][01]"
+    with_sam = Published(83.9, None, None, None, "", "with SAM")
+    more = {**PUBLISHED, "nfnet_f0": (*PUBLISHED["nfnet_f0"], with_sam)}
+    monkeypatch.setattr(model_table, "PUBLISHED", more)
     make(monkeypatch, tmp_path, only, "--measure=nfnet_f0", "--remark=idle")
     table = capsys.readouterr().out
     assert (tmp_path / "model_table.md").read_text() + "\n" == table
@@ -62,6 +66,8 @@ def test_table_has_counts_times_and_published_results(
         rows = {row["model"]: row for row in csv.DictReader(lines)}
     assert rows["nfnet_f0"]["parameters"] == "71489284"
     assert rows["nfnet_f0"]["multiply_adds"] == "12384198656"
+    assert "| nfnet_f0 with SAM | 71.49 | 192 / 256 | 12.38 | 18.0 |  |  | 83.9 |  |" in table
+    assert "| batch-normalized NFNet | 83.4, 111.7 | 84.4, 258.0 |" in table
     assert rows["efficientnet_b1"]["top5"] == rows["nfnet_f1"]["training_seconds"] == ""
     for name in ("training_step", "parameters", "multiply_adds"):
         picture = tmp_path / "images" / f"accuracy_by_{name}.png"
@@ -88,8 +94,9 @@ def test_bad_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_published_results_are_of_registered_models_and_grow_with_size() -> None:
     assert set(PUBLISHED) <= set(nfnets_jax.list_models())
-    for family in ("nfnet_f", "efficientnet_b"):
-        results = [published for name, published in PUBLISHED.items() if name.startswith(family)]
+    for family in (r"nfnet_f\d", r"nfnet_f\d_bn", r"efficientnet_b\d"):
+        named = [results for name, results in PUBLISHED.items() if re.fullmatch(family, name)]
+        results = [result for results in named for result in results]
         for field in ("top1", "top5", "tpu_ms", "gpu_ms"):
             known = [value for result in results if (value := getattr(result, field)) is not None]
             assert known == sorted(known)

@@ -84,6 +84,7 @@ def loss_and_gradient(model: Model, params: Any, state: Any) -> Any:
     [
         ("nfnet_micro", {"depth": (2, 1, 2), "stochastic_depth_rate": 0.2}),
         ("resnet26_small", {"depth": (2, 1, 1, 1), "width": (16, 32, 32, 32)}),
+        ("nfnet_micro_bn", {"depth": (2,), "width": (16,), "strides": (2,), "group_size": 8}),
     ],
 )
 def test_a_network_computes_the_same_from_groups(name: str, overrides: dict[str, Any]) -> None:
@@ -101,7 +102,9 @@ def test_a_network_computes_the_same_from_groups(name: str, overrides: dict[str,
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4 * scale + 1e-7)
 
 
-@pytest.mark.parametrize("name", ["nfnet_f2", "nf_regnet_b1", "resnet50", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name", ["nfnet_f2", "nfnet_f0_bn", "nf_regnet_b1", "resnet50", "efficientnet_b0"]
+)
 def test_a_deep_network_is_grouped_and_ungrouped(name: str) -> None:
     """An optimizer's state groups too, and images of any number of channels have the groups."""
     model = nfnets_jax.create_model(name, 10).with_policy(GPU)

@@ -1,9 +1,14 @@
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nfnets_jax.models import layers
+from nfnets_jax.models.initialization import TruncatedNormal, initialize
+from nfnets_jax.models.nfnet import SqueezeExcite
+
+KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize("name", layers.ACTIVATION_GAINS)
@@ -17,6 +22,24 @@ def test_activations_keep_unit_variance(name: str) -> None:
 def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="no activation 'swish'; there are celu, .*silu"):
         layers.scaled_activation("swish")
+
+
+def test_squeeze_excite_starts_as_haikus_layers_do() -> None:
+    """A Gaussian of one over the root of the inputs that ends at two of these.
+
+    ``nfnets/base.py`` of deepmind-research leaves the matrices to ``hk.Linear``.
+    """
+    init, haikus = TruncatedNormal(0.1), hk.initializers.TruncatedNormal(0.1)
+    ours, theirs = (
+        np.sort(np.ravel(hk.transform(lambda x=x: x((400, 500), jnp.float32)).apply({}, KEY)))
+        for x in (init, haikus)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    assert ours[0] >= -0.2 and ours[-1] <= 0.2
+    params, _ = initialize(lambda x: SqueezeExcite(64, 32)(x), KEY, jnp.zeros((1, 8, 8, 64)))
+    w = params["squeeze_excite/~/linear"]["w"]
+    assert float(jnp.abs(w).max()) <= 2 / 8
+    assert float(jnp.std(w)) == pytest.approx(0.8796 / 8, rel=0.05)
 
 
 def test_standardized_kernels_have_no_mean_and_the_gains_variance() -> None:

@@ -94,6 +94,14 @@ def test_logits_and_gradients_are_the_published_ones(name: str) -> None:
         assert np.linalg.norm(np.ravel(grads[module][param])) == pytest.approx(norm, rel=1e-3), path
 
 
+@pytest.mark.parametrize(("name", "std"), [("nf_resnet50", 0.01), ("nf_regnet_b0", 0.0)])
+def test_classifiers_start_as_in_the_authors_code(name: str, std: float) -> None:
+    """``fc_init`` in ``nf_resnet.py`` and ``nf_regnet.py`` of deepmind-research's ``nfnets``."""
+    model = nfnets_jax.create_model(name, 1000, **SMALL[name])
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    assert float(np.std(params[model.classifier]["w"])) == pytest.approx(std, rel=0.02)
+
+
 def test_small_networks_keep_the_resolution_of_small_images() -> None:
     model = nfnets_jax.create_model("nfnet_micro", num_classes=10, features=True)
     images = jnp.zeros((2, 8, 8, 1))

@@ -98,7 +98,7 @@ def activated(activation: layers.Activation, variance: float, zeros: Any = 0.0) 
         name
         for family in ("nf_resnet*", "nf_regnet*", "nfnet_*")
         for name in nfnets_jax.list_models(family)
-        if not name.endswith("_plus")
+        if not name.endswith(("_plus", "_bn"))
     ],
 )
 def test_every_block_of_every_normalizer_free_model_has_it(name: str) -> None:

@@ -1,6 +1,7 @@
 """Every model trains: one finite step on two devices, saved and restored."""
 
 import contextlib
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from nfnets_jax.models.efficientnet import Stage
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import step
 from nfnets_jax.training.checkpoints import Checkpoints
+from nfnets_jax.weights.run import read_model_state
 from tests.training.test_step import dataset
 
 # Of each family one that is small.
 SMALL: dict[str, dict[str, Any]] = {
     "nf_resnet50": {"width": (16, 32), "depth": (1, 1), "stem": ((8, 2),), "strides": (1, 2)},
+    "nfnet_micro_bn": {"width": (16,), "depth": (1,), "strides": (2,), "group_size": 8},
     "nf_regnet_b0": {"width": (16, 32), "depth": (1, 1), "stem": ((8, 2),), "strides": (1, 2)},
     "seresnext26d_32x4d": {
         "width": (16, 32),
@@ -96,6 +99,48 @@ def test_every_model_trains_and_is_restored(name: str, tmp_path: Path) -> None:
         lambda x: (x.shape, x.dtype), replicated
     )
     assert metrics["loss"].shape == (2,)
+
+
+def test_running_statistics_are_averaged_like_the_parameters(tmp_path: Path) -> None:
+    """EfficientNets' code averages ``moving_mean`` and ``moving_variance`` too.
+
+    ``get_ema_vars`` of models/official/efficientnet in tensorflow/tpu.
+    """
+    model = nfnets_jax.create_model("resnet26_small", 10, width=(8,), depth=(1,))
+    update, create_state = make_update(model)
+    devices, new = jax.devices()[:2], create_state()
+    new = new._replace(ema_model_state=new.model_state)
+    state, averages = replicate(new, devices), new.model_state
+    for step_number in range(3):
+        state, _ = update(state, transfer(batch(), devices))
+        decay = min(0.9, (1 + step_number) / (10 + step_number))
+        averages = jax.tree.map(
+            lambda average, now, decay=decay: decay * average + (1 - decay) * now,
+            averages,
+            fetch(state).model_state,
+        )
+    after = fetch(state)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        after.ema_model_state,
+        averages,
+    )
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as saved:
+        saved.save(3, after, {})
+    jax.tree.map(np.testing.assert_array_equal, read_model_state(tmp_path), after.ema_model_state)
+
+
+def test_a_checkpoint_without_averaged_statistics_is_restored(tmp_path: Path) -> None:
+    """As those were that were written before there was the average."""
+    fields = step.TrainState._fields
+    assert fields[-1] == "ema_model_state"
+    before = namedtuple("TrainState", fields[:-1])(*map(np.float32, range(6)))
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as saved:
+        saved.save(1, before, {})
+    template = step.TrainState(*before)
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as saved:
+        restored = saved.restore_latest(template, print)
+    assert restored is not None and restored.state == template
 
 
 def test_running_statistics_are_the_mean_over_the_devices() -> None:

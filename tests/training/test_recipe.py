@@ -16,14 +16,49 @@ from nfnets_jax.training.finetuning import layer_depths
 from nfnets_jax.training.recipe import create_optimizer, learning_rate_schedule, sgd_in_place
 
 
-def test_efficientnets_learn_by_their_papers_schedule() -> None:
+@pytest.mark.parametrize(
+    ("decay_in_warmup", "decays"),
+    [
+        (True, ((5.1, 2), (7.1, 2), (7.3, 3), (24.1, 10), (349, 145))),
+        (False, ((5.1, 0), (7.3, 0), (7.5, 1), (29.1, 10), (349, 143))),
+    ],
+)
+def test_efficientnets_learn_by_their_papers_schedule(
+    decay_in_warmup: bool, decays: tuple[tuple[float, int], ...]
+) -> None:
+    """A warm-up of 5 epochs; 0.97 every 2.4 epochs, counted from step 0 in the authors' code.
+
+    ``build_learning_rate`` of models/official/efficientnet/utils.py in tensorflow/tpu.
+    """
     config = efficientnet.get_config()
+    assert config.optimizer.decay_in_warmup
+    config.optimizer.decay_in_warmup = decay_in_warmup
     schedule, epoch = learning_rate_schedule(config), config.num_steps / 350
-    peak = 5 * epoch  # after the warm-up, in epochs
-    assert schedule(round(peak / 2)) == pytest.approx(0.128, rel=0.01)
-    for epochs, times in ((0.1, 0), (2.3, 0), (2.5, 1), (24.1, 10), (344, 143)):
+    assert schedule(round(2.5 * epoch)) == pytest.approx(0.128, rel=0.01)
+    for epochs, times in decays:
         rate = 0.256 * 0.97**times
-        assert schedule(round(peak + epochs * epoch)) == pytest.approx(rate, rel=1e-4)
+        assert schedule(round(epochs * epoch)) == pytest.approx(rate, rel=1e-4)
+
+
+def test_efficientnets_biases_decay_and_their_normalization_does_not() -> None:
+    """All but the variables of batch normalization, in main.py of the same code."""
+    config = efficientnet.get_config()
+    config.optimizer.update(name="sgd", weight_decay=0.5, momentum=0.0, nesterov=False)
+    config.optimizer.update(warmup_fraction=0.0, base_learning_rate=1 / 16)
+    names = ("w", "b", "bias", "scale", "offset", "gain", "skip_gain")
+    params = {"conv": {name: np.ones((2, 2) if name == "w" else 2, np.float32) for name in names}}
+    zeros = jax.tree.map(np.zeros_like, params)
+
+    def decayed() -> set[str]:
+        optimizer = create_optimizer(config, {})
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        changed = {name: np.ravel(update)[0] for name, update in updates["conv"].items()}
+        assert set(changed.values()) == {0.0, -0.5}
+        return {name for name, change in changed.items() if change}
+
+    assert decayed() == {"w", "b", "bias"}
+    config.optimizer.decay_biases = False
+    assert decayed() == {"w"}
 
 
 def test_a_linear_schedule_ends_at_zero() -> None:

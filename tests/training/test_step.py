@@ -65,6 +65,7 @@ def test_f0_trains_as_published() -> None:
             "num_steps": expected["schedule_steps"],
             "optimizer": {
                 "schedule": "cosine",
+                "final_learning_rate": 0.0,
                 "base_learning_rate": expected["base_lr"],
                 "warmup_fraction": expected["warmup_steps"] / expected["schedule_steps"],
             },
@@ -235,34 +236,54 @@ def test_mixtures_are_asked_for_both_labels_by_their_shares() -> None:
     )
 
 
-def test_sam_takes_the_gradient_at_the_worst_place_nearby() -> None:
-    """On two devices, the first half of each one's images decides the ascent."""
+@pytest.mark.parametrize(
+    ("per_replica", "devices", "micro_batch_size"),
+    [(False, 2, 0), (True, 2, 2)],
+)
+def test_sam_takes_the_gradient_at_the_worst_place_nearby(
+    per_replica: bool, devices: int, micro_batch_size: int
+) -> None:
+    """The first half of the images that ascend together decides where to.
+
+    Published is an ascent of each replica by its own images, on one device of parts of the batch:
+    Brock et al. 2021b, arXiv:2102.06171, appendix A.4.
+    """
     model = nfnets_jax.create_model(
         "nfnet_micro", 10, depth=(1,), width=(16,), strides=(1,), group_size=8
     )
-    devices = jax.devices()[:2]
+    used = jax.devices()[:devices]
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (8, 8, 8, 1), np.uint8), rng.integers(0, 10, 8)
     state = step.create_state(model, optax.sgd(0.1), (1, 8, 8, 1), 0)
 
-    def gradient(params: Any, chosen: list[int]) -> Any:
+    @jax.jit
+    def gradient(params: Any, chosen: np.ndarray) -> Any:
         def loss(params: Any) -> jax.Array:
-            inputs = normalize(jnp.asarray(images[chosen]), GRAY.mean, GRAY.std)
+            inputs = normalize(jnp.asarray(images)[chosen], GRAY.mean, GRAY.std)
             outputs, _ = model.apply(params, {}, None, inputs, False)
-            wanted = jnp.asarray(labels[chosen])
+            wanted = jnp.asarray(labels)[chosen]
             return jnp.mean(objective.cross_entropy(outputs["logits"], wanted, 0.1))
 
-        return jax.jit(jax.grad(loss))(params)
+        return jax.grad(loss)(params)
 
-    up = gradient(state.params, [0, 1, 4, 5])
-    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(up)))
-    above = jax.tree.map(lambda param, grad: param + 0.05 * grad / norm, state.params, up)
-    expected = jax.tree.map(
-        lambda param, grad: param - 0.1 * grad, state.params, gradient(above, list(range(8)))
-    )
-    update = make_update(model, optax.sgd(0.1), devices, sam=SAM(rho=0.05, fraction=0.5))
-    batch = transfer({"image": images, "label": labels}, devices)
-    after, _ = update(replicate(state, devices), batch)
+    def at_the_worst_place(deciding: list[int], chosen: np.ndarray) -> Any:
+        up = gradient(state.params, np.array(deciding))
+        norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(up)))
+        above = jax.tree.map(lambda param, grad: param + 0.05 * grad / norm, state.params, up)
+        return gradient(above, chosen)
+
+    everything = np.arange(8)
+    if per_replica:
+        parts = everything.reshape(-1, micro_batch_size or 8 // devices)
+        grads = [at_the_worst_place(part[: len(part) // 2].tolist(), part) for part in parts]
+        mean = jax.tree.map(lambda *of: sum(of) / len(of), *grads)
+    else:
+        mean = at_the_worst_place([0, 1, 4, 5], everything)
+    expected = jax.tree.map(lambda param, grad: param - 0.1 * grad, state.params, mean)
+    sam = SAM(rho=0.05, fraction=0.5, per_replica=per_replica)
+    update = make_update(model, optax.sgd(0.1), used, sam=sam, micro_batch_size=micro_batch_size)
+    batch = transfer({"image": images, "label": labels}, used)
+    after, _ = update(replicate(state, used), batch)
     chex.assert_trees_all_close(fetch(after).params, expected, rtol=1e-5, atol=1e-7)
 
 
