@@ -2,7 +2,7 @@
 
 Pixels are uint8 ``[H, W, C]``. They are normalized on the device, so that the transfer takes a
 quarter of the bytes. libjpeg-turbo decodes JPEG, through simplejpeg, a quarter faster than OpenCV,
-which decodes all other formats.
+which decodes all other formats; what lies outside the wanted part is cut off before.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 
+from nfnets_jax.data.jpeg import Box, Cut, cut
 from nfnets_jax.errors import UnreadableImageError
 
 # Images are processed in parallel; threads within one would compete.
@@ -115,23 +116,51 @@ class Picture:
         Raises:
           UnreadableImageError: the image is damaged.
         """
+        return self.part(Box(0, 0, self.height, self.width), shrink)
+
+    def part(self, box: Box, shrink: float = 1.0) -> np.ndarray:
+        """Decodes a part of the pixels, and of a JPEG little else.
+
+        Args:
+          box: the part.
+          shrink: as ``pixels`` takes it.
+
+        Returns:
+          ``[H, W, C]`` uint8.
+
+        Raises:
+          UnreadableImageError: the image is damaged, where it is decoded.
+        """
+        whole = Box(0, 0, self.height, self.width)
         if self._jpeg is None:
-            return self._pixels
-        height, width = self.height, self.width
-        if self._orientation in _SIDEWAYS:
-            height, width = width, height
+            return _slice(self._pixels, box, whole)
+        # A JPEG is decoded to so many eighths of its resolution.
+        eighths = math.ceil(8 / shrink) if shrink >= 2 else 8
+        if self._orientation != 1:
+            turned = Box(0, 0, self.width, self.height)
+            stored = turned if self._orientation in _SIDEWAYS else whole
+            pixels = self._upright(self._decode_jpeg(self._jpeg, stored, eighths))
+            return _slice(pixels, box, whole, eighths)
+        with self._named_errors():
+            encoded, around = cut(self._jpeg, box, shrink) or Cut(self._jpeg, whole)
+        return _slice(self._decode_jpeg(encoded, around, eighths), box, around, eighths)
+
+    def _decode_jpeg(self, encoded: bytes | bytearray, box: Box, eighths: int) -> np.ndarray:
+        """Decodes a JPEG of the box's height and width to some eighths of them."""
+        height, width = (-(-side * eighths // 8) for side in (box.height, box.width))
         scaled: dict[str, Any] = {}
-        if shrink >= 2:
-            scaled["min_height"] = math.ceil(height / shrink)
-            scaled["min_width"] = math.ceil(width / shrink)
-            scaled["min_factor"] = 2
+        if eighths < 8:
+            scaled = {"min_height": height, "min_width": width, "min_factor": 2}
+        pixels = np.empty((height, width, 3), np.uint8)
         with self._named_errors():
             try:
-                return self._upright(simplejpeg.decode_jpeg(self._jpeg, **scaled))
+                return simplejpeg.decode_jpeg(encoded, buffer=pixels, **scaled)
             except ValueError as error:
                 if "extraneous bytes" not in str(error):  # Harmless to the image.
                     raise
-            return self._upright(simplejpeg.decode_jpeg(self._jpeg, strict=False, **scaled))
+            if encoded is not self._jpeg:  # A cut has them, and the pixels are in place.
+                return pixels
+            return simplejpeg.decode_jpeg(encoded, strict=False, **scaled)
 
     def _size(self, encoded: bytes) -> tuple[int, int]:
         """Returns height and width, from the header."""
@@ -186,6 +215,15 @@ def _noted_orientation(encoded: bytes) -> int:
     except Exception:  # What is no image is found when it is decoded.
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def _slice(pixels: np.ndarray, box: Box, around: Box, eighths: int = 8) -> np.ndarray:
+    """Returns a box, some eighths of ``box`` in size, of the pixels of another box around it."""
+    top, left = box.top - around.top, box.left - around.left
+    return pixels[
+        top * eighths // 8 : -(-(top + box.height) * eighths // 8),
+        left * eighths // 8 : -(-(left + box.width) * eighths // 8),
+    ]
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

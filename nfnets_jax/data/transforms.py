@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from nfnets_jax.data.decoding import Picture, resize
+from nfnets_jax.data.jpeg import Box
 from nfnets_jax.errors import InputError
 
 _INCEPTION_ATTEMPTS = 10
@@ -24,31 +25,28 @@ def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.
     (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
     Args:
-      picture: decoded at a fraction of its resolution where that suffices.
+      picture: decoded in this part alone, at a fraction of its resolution where that suffices.
       size: side of the result, pixels.
       rng: random numbers of this image.
 
     Returns:
       ``[size, size, C]`` uint8.
     """
-    top, left, height, width = _inception_box(picture.height, picture.width, rng)
-    pixels = picture.pixels(shrink=min(height, width) / size)
-    scale = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
-    rows = slice(round(top * scale[0]), round((top + height) * scale[0]))
-    columns = slice(round(left * scale[1]), round((left + width) * scale[1]))
-    return resize(pixels[rows, columns], size, size)
+    box = _inception_box(picture.height, picture.width, rng)
+    return resize(picture.part(box, shrink=min(box.height, box.width) / size), size, size)
 
 
-def _inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draws the part's top, left, height and width, pixels."""
+def _inception_box(height: int, width: int, rng: np.random.Generator) -> Box:
+    """Draws the part."""
     for _ in range(_INCEPTION_ATTEMPTS):
         area = height * width * rng.uniform(0.08, 1.0)
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            return Box(int(top), int(left), h, w)
     side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
+    return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
 def shift(images: np.ndarray, offsets: np.ndarray, reflect: bool = False) -> np.ndarray:
