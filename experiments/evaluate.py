@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--data.name", dest="name", help="folder, tfds:NAME, digits, synthetic")
     parser.add_argument("--data.dir", dest="dir", default="", help="as for experiments.run")
     parser.add_argument("--data.split", dest="split", default="", help="such as validation")
-    parser.add_argument("--data.num_workers", dest="workers", type=int, default=0)
+    parser.add_argument("--data.num_workers", dest="workers", type=_workers, default="auto")
     parser.add_argument("--data.max_unreadable", dest="max_unreadable", type=float, default=0.001)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="one JSON object, with every class")
@@ -67,6 +67,10 @@ def main() -> None:
     except (InputError, WorkerError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(figures) if arguments.json else as_text(figures))
+
+
+def _workers(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else int(text)
 
 
 def _data(arguments: argparse.Namespace) -> tuple[Source, tuple[str, ...]]:
@@ -110,7 +114,7 @@ def evaluate(
     labels: np.ndarray,
     batch_size: int,
     *,
-    workers: int = 0,
+    workers: int | Literal["auto"] = 0,
     max_unreadable: float = 0.001,
 ) -> dict[str, Any]:
     """Evaluates a classifier on all images of a source.
@@ -120,7 +124,7 @@ def evaluate(
       source: images and labels.
       labels: as ``label_map`` returns them.
       batch_size: over all devices.
-      workers: processes that read images; 0 reads in threads.
+      workers: processes that read images, as ``Reader`` takes them.
       max_unreadable: share of unreadable images above which the evaluation ends.
 
     Returns:

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -14,11 +14,14 @@ from absl import flags
 
 from nfnets_jax.data.examples import Batch
 from nfnets_jax.data.pipeline import Batches
+from nfnets_jax.data.sources import ArraySource
 from nfnets_jax.data.worker_processes import Watch, end_with_parent, hide_leak_warnings
 from nfnets_jax.errors import WorkerError
 
 # Largest number of examples that a thread or a process loads at a time.
 _MAX_CHUNK = 64
+# Smaller arrays cost more as files in shared memory than they do pickled.
+_SHARED_BYTES = 2**14
 # Failures in a row after which worker processes are not replaced any more.
 _MAX_FAILURES = 3
 
@@ -34,7 +37,7 @@ class Reader:
         self,
         batches: Batches,
         start: int = 0,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = 0,
         *,
         prepare: Callable[[Batch], Any] = lambda batch: batch,
         warn: Callable[[str], None] = print,
@@ -44,12 +47,14 @@ class Reader:
         Args:
           batches: the batches to read.
           start: position of the first batch.
-          num_workers: worker processes; 0 reads in threads.
+          num_workers: worker processes; 0 reads in threads; "auto" decides by ``auto_workers``.
           prepare: applied to each batch ahead of time, in a thread of its own, such as the transfer
             to the devices.
           warn: called with a line of text when worker processes are replaced.
         """
         self.position = start
+        if num_workers == "auto":
+            num_workers = auto_workers(batches)
         self._batches, self._num_workers = batches, num_workers
         self._prepare, self._warn = prepare, warn
         self._watch = Watch(warn) if num_workers else None
@@ -60,17 +65,17 @@ class Reader:
     def _read_ahead(self) -> grain.DatasetIterator:
         chunks = _Chunks(self._batches, self.position, _chunk_size(self._batches))
         workers = self._num_workers
-        threads = 1 if workers else os.cpu_count() or 1
-        # Enough to read the next batch while one is taken.
-        buffer = max(2, math.ceil(2 * chunks.per_batch / max(1, workers)))
+        threads = 1 if workers else cores()
+        # Enough to read the next batch while one is taken, and to keep every thread at work.
+        buffer = max(2, threads, math.ceil(2 * chunks.per_batch / max(1, workers)))
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
         dataset = grain.MapDataset.source(chunks).to_iter_dataset(options)
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, in any program.
                 flags.FLAGS.mark_as_parsed()
-            dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffer)
-            )
+            dataset = grain.experimental.WithOptionsIterDataset(
+                dataset, grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
+            ).mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffer))
         dataset = dataset.batch(chunks.per_batch, batch_fn=_concatenate).map(self._prepare)
         return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
 
@@ -134,6 +139,21 @@ class _Chunks:
         end_with_parent()
         batch, chunk = divmod(int(index), self.per_batch)
         return self.batches.part(self.start + batch, chunk * self.size, self.size)
+
+
+def auto_workers(batches: Batches) -> int:
+    """Returns how many processes should read: 0, threads, for images that are in memory.
+
+    Else one for each core but one, which is left to the program itself.
+    """
+    if isinstance(batches.examples.source, ArraySource):
+        return 0
+    return max(1, cores() - 1)
+
+
+def cores() -> int:
+    """Returns how many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunk_size(batches: Batches) -> int:
