@@ -103,6 +103,11 @@ class Picture:
         elif self._orientation in _SIDEWAYS:
             self.height, self.width = self.width, self.height
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether ``upright`` turned or mirrored the image."""
+        return self._orientation != 1
+
     def pixels(self, shrink: float = 1.0) -> np.ndarray:
         """Decodes the pixels.
 
