@@ -20,6 +20,7 @@ import PIL.Image
 import simplejpeg
 
 from nfnets_jax.data.jpeg import Box, Cut, cut
+from nfnets_jax.data.stages import timed_reading
 from nfnets_jax.errors import UnreadableImageError
 
 # Images are processed in parallel; threads within one would compete.
@@ -84,7 +85,8 @@ class Picture:
             return
         if isinstance(image, Path):
             try:
-                image = image.read_bytes()
+                with timed_reading():
+                    image = image.read_bytes()
             except OSError as error:
                 raise UnreadableImageError(f"{name}: {error.strerror}") from error
         if simplejpeg.is_jpeg(image):

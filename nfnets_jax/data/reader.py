@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from absl import flags
 from nfnets_jax.data.examples import Batch
 from nfnets_jax.data.pipeline import Batches
 from nfnets_jax.data.sources import ArraySource
+from nfnets_jax.data.stages import StageTimes, seconds_reading
 from nfnets_jax.data.worker_processes import Watch, end_with_parent, hide_leak_warnings
 from nfnets_jax.errors import WorkerError
 
@@ -22,6 +24,8 @@ from nfnets_jax.errors import WorkerError
 _MAX_CHUNK = 64
 # Smaller arrays cost more as files in shared memory than they do pickled.
 _SHARED_BYTES = 2**14
+# Name of the seconds that a part took to read and to decode, beside its arrays.
+_SECONDS = "seconds"
 # Failures in a row after which worker processes are not replaced any more.
 _MAX_FAILURES = 3
 
@@ -57,6 +61,7 @@ class Reader:
             num_workers = auto_workers(batches)
         self._batches, self._num_workers = batches, num_workers
         self._prepare, self._warn = prepare, warn
+        self._stages = StageTimes()
         self._watch = Watch(warn) if num_workers else None
         if num_workers:
             hide_leak_warnings()
@@ -76,8 +81,22 @@ class Reader:
             dataset = grain.experimental.WithOptionsIterDataset(
                 dataset, grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
             ).mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffer))
-        dataset = dataset.batch(chunks.per_batch, batch_fn=_concatenate).map(self._prepare)
+        dataset = dataset.batch(chunks.per_batch, batch_fn=_concatenate).map(self._prepared)
         return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
+
+    def _prepared(self, batch: Any) -> Any:
+        """Prepares a batch, and notes how long each stage took."""
+        self._stages.loaded(*batch.pop(_SECONDS).sum(0).tolist())
+        prepared = self._prepare(batch)
+        self._stages.transferred()
+        return prepared
+
+    def stage_shares(self) -> dict[str, float]:
+        """Returns each stage's share of the time that batches took since the last call.
+
+        An estimate by ``StageTimes``; it holds where the program waits for batches.
+        """
+        return self._stages.shares()
 
     def __iter__(self) -> "Reader":
         return self
@@ -135,10 +154,13 @@ class _Chunks:
         count = self.batches.count
         return sys.maxsize if count is None else max(0, count - self.start) * self.per_batch
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         end_with_parent()
         batch, chunk = divmod(int(index), self.per_batch)
-        return self.batches.part(self.start + batch, chunk * self.size, self.size)
+        start, read = time.perf_counter(), seconds_reading()
+        part = self.batches.part(self.start + batch, chunk * self.size, self.size)
+        read = seconds_reading() - read
+        return {**part, _SECONDS: np.array([[read, time.perf_counter() - start - read]])}
 
 
 def auto_workers(batches: Batches) -> int:
