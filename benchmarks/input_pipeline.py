@@ -4,6 +4,11 @@
 
 prints one measurement as a line of JSON. PHOTOGRAPHS holds one folder per class.
 
+    python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --target_rate=5500
+
+prints how many images a second a core reads, decodes and augments, and how many cores are wanted
+for an accelerator that takes so many images a second.
+
     python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --cifar_dir=TFDS --peer_python=PYTHON
 
 compares settings with each other and with tf.data, alternating in one run, and writes
@@ -14,17 +19,23 @@ import argparse
 import contextlib
 import itertools
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import compare, machine
 from nfnets_jax.data.augmentation import Augmentation
+from nfnets_jax.data.batch_context import BatchContext, Stream
+from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.examples import TrainExamples
 from nfnets_jax.data.mixing import Mixing
-from nfnets_jax.data.pipeline import train_batches
+from nfnets_jax.data.pipeline import Batches, train_batches
 from nfnets_jax.data.reader import Reader
-from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.data.sources import fetch, open_dataset
 from nfnets_jax.errors import InputError
 
 _AUGMENTATIONS: dict[str, dict[str, Any]] = {
@@ -46,6 +57,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=192, help="side of the images, pixels")
     parser.add_argument("--workers", type=int, default=1, help="processes; 0 reads in threads")
     parser.add_argument("--json", action="store_true", help="print one measurement as JSON")
+    parser.add_argument("--target_rate", type=float, help="images/s that an accelerator takes")
     parser.add_argument("--data", default="folder", help="folder, tfds:NAME or synthetic")
     parser.add_argument("--augmentation", default="flip", choices=_AUGMENTATIONS)
     parser.add_argument("--batch", type=int, default=64)
@@ -58,6 +70,8 @@ def main() -> None:
     try:
         if arguments.json:
             print(json.dumps(measure(arguments)))
+        elif arguments.target_rate is not None:
+            print(as_text(measure(arguments), arguments.target_rate))
         else:
             tabulate(arguments)
     except InputError as error:
@@ -73,10 +87,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with contextlib.closing(Reader(batches, num_workers=arguments.workers)) as reader:
         for _ in itertools.islice(reader, 2 * (arguments.workers + 2)):
             pass
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         for _ in itertools.islice(reader, count):
             pass
         seconds = (time.perf_counter() - start) / count
+        processor = (time.process_time() - processor) / (count * arguments.batch)
     return {
         "data": arguments.data,
         "size": arguments.size,
@@ -85,8 +100,62 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "augmentation": arguments.augmentation,
         "seconds": seconds,
         "images_per_second": arguments.batch / seconds,
+        # Of this process, which only passes batches on if others read.
+        "own_seconds_per_image": processor,
+        "images_per_second_and_core": stages(batches),
         **machine.describe(),
     }
+
+
+def stages(batches: Batches, rounds: int = 3) -> dict[str, float]:
+    """Measures images per second of one core's time in each stage: the median of some batches."""
+    examples = batches.examples
+    assert isinstance(examples, TrainExamples)
+    found: dict[str, list[float]] = {"reading": [], "decoding": [], "augmenting": []}
+    for index in range(rounds + 1):  # The first one fills caches.
+        indices = index * batches.batch_size + np.arange(batches.batch_size)
+        positions = examples.records(indices)
+        begin = time.process_time()
+        pictures = []
+        for record in fetch(examples.source, positions.tolist()):
+            image = record["image"]
+            content = image.read_bytes() if isinstance(image, Path) else image
+            pictures.append((content, record["name"]))
+        read = time.process_time()
+        context = BatchContext(examples.seed, indices, positions, len(examples.source))
+        images = np.stack(
+            [
+                examples.transform.decode(Picture(*picture), context.rng(i, Stream.CROP))
+                for i, picture in enumerate(pictures)
+            ]
+        )
+        decoded = time.process_time()
+        examples.transform.augment(images, context)
+        times = (read - begin, decoded - read, time.process_time() - decoded)
+        for values, seconds in zip(found.values(), times, strict=True):
+            values.append(max(seconds, 1e-9) / len(indices))
+    return {stage: 1 / statistics.median(values[1:]) for stage, values in found.items()}
+
+
+def as_text(figures: dict[str, Any], target_rate: float) -> str:
+    """Describes the stages, and the cores that an accelerator of ``target_rate`` images/s wants."""
+    rates, own = figures["images_per_second_and_core"], figures["own_seconds_per_image"]
+    lines = [f"{stage}: {rate:,.0f} images/s on a core" for stage, rate in rates.items()]
+    working = target_rate * sum(1 / rate for rate in rates.values())
+    lines.append(
+        f"measured: {figures['images_per_second']:,.0f} images/s, {figures['workers']} workers"
+    )
+    if not figures["workers"]:
+        return "\n".join([*lines, f"{target_rate:,.0f} images/s want {working:.1f} cores"])
+    passing = target_rate * own
+    return "\n".join(
+        [
+            *lines,
+            f"the program's own process: {own * 1000:.1%} of a core for 1,000 images/s",
+            f"{target_rate:,.0f} images/s want {working + passing:.1f} cores: {working:.1f} for "
+            f"workers, {passing:.1f} for the program's own process",
+        ]
+    )
 
 
 def tabulate(arguments: argparse.Namespace) -> None:
