@@ -8,6 +8,10 @@ prints one measurement as a line of JSON. PHOTOGRAPHS holds one folder per class
         --augmentation=small --images=500000 --on_device --json
 
 measures the batches that the device makes of images that it holds.
+    python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --target_rate=5500
+
+prints how many images a second a core reads, decodes and augments, and how many cores are wanted
+for an accelerator that takes so many images a second.
 
     python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --cifar_dir=TFDS --peer_python=PYTHON
 
@@ -19,21 +23,26 @@ import argparse
 import contextlib
 import itertools
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 
 from benchmarks import compare, machine
 from nfnets_jax.data.augmentation import Augmentation
+from nfnets_jax.data.batch_context import Stream
+from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.examples import TrainExamples
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.pipeline import Batches, train_batches
 from nfnets_jax.data.reader import Reader
 from nfnets_jax.data.resident import ResidentImages, ResidentReader, Stride, obstacle
-from nfnets_jax.data.sources import open_dataset
+from nfnets_jax.data.sources import fetch, open_dataset
 from nfnets_jax.errors import InputError
 
 _NFNET_F0 = {
@@ -60,6 +69,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes; 0 reads in threads")
     parser.add_argument("--on_device", action="store_true", help="the device holds the images")
     parser.add_argument("--json", action="store_true", help="print one measurement as JSON")
+    parser.add_argument("--target_rate", type=float, help="images/s that an accelerator takes")
     parser.add_argument("--data", default="folder", help="folder, tfds:NAME or synthetic")
     parser.add_argument("--augmentation", default="flip", choices=_AUGMENTATIONS)
     parser.add_argument("--repeats", type=int, default=1, help="of each image in a batch")
@@ -73,6 +83,8 @@ def main() -> None:
     try:
         if arguments.json:
             print(json.dumps(measure(arguments)))
+        elif arguments.target_rate is not None:
+            print(as_text(measure(arguments), arguments.target_rate))
         else:
             tabulate(arguments)
     except InputError as error:
@@ -87,7 +99,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         dataset.train, augmentation, arguments.batch, seed=0, repeats=arguments.repeats
     )
     count = max(1, arguments.images // arguments.batch)
-    seconds = (_resident if arguments.on_device else _read)(batches, count, arguments.workers)
+    measure_batches = _resident if arguments.on_device else _read
+    seconds, processor = measure_batches(batches, count, arguments.workers)
     return {
         "data": arguments.data,
         "size": arguments.size,
@@ -98,23 +111,28 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "repeats": arguments.repeats,
         "seconds": seconds,
         "images_per_second": arguments.batch / seconds,
+        # Of this process, which only passes batches on if others read.
+        "own_seconds_per_image": processor,
+        "images_per_second_and_core": stages(batches),
         **machine.describe(),
     }
 
 
-def _read(batches: Batches, count: int, workers: int) -> float:
-    """Returns the seconds a batch that the host reads."""
+def _read(batches: Batches, count: int, workers: int) -> tuple[float, float]:
+    """Returns seconds a batch that the host reads, and this process's own seconds an image."""
     with contextlib.closing(Reader(batches, num_workers=workers)) as reader:
         for _ in itertools.islice(reader, 2 * (workers + 2)):
             pass
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         for _ in itertools.islice(reader, count):
             pass
-        return (time.perf_counter() - start) / count
+        seconds = time.perf_counter() - start
+        processor = time.process_time() - processor
+        return seconds / count, processor / (count * batches.local_size)
 
 
-def _resident(batches: Batches, count: int, workers: int) -> float:
-    """Returns the seconds a batch that one device makes of images that it holds, draws included."""
+def _resident(batches: Batches, count: int, workers: int) -> tuple[float, float]:
+    """Returns the same where one device makes the batches of images that it holds."""
     del workers
     if why_not := obstacle(batches):
         raise InputError(f"--on_device: {why_not}")
@@ -127,13 +145,66 @@ def _resident(batches: Batches, count: int, workers: int) -> float:
     reader = ResidentReader(ResidentImages(batches), jax.devices()[:1], 0, min(count, _STRIDE))
     made = [make(reader.take(reader.longest_stride)[1])]
     jax.block_until_ready(made)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     strides = max(1, count // reader.longest_stride)
     for _ in range(strides):
         made.append(make(reader.take(reader.longest_stride)[1]))
         jax.block_until_ready(made.pop(0))  # The next one is queued.
     jax.block_until_ready(made)
-    return (time.perf_counter() - start) / (strides * reader.longest_stride)
+    made_batches = strides * reader.longest_stride
+    seconds = (time.perf_counter() - start) / made_batches
+    return seconds, (time.process_time() - processor) / (made_batches * batches.local_size)
+
+
+def stages(batches: Batches, rounds: int = 3) -> dict[str, float]:
+    """Measures images per second of one core's time in each stage: the median of some batches."""
+    examples = batches.examples
+    assert isinstance(examples, TrainExamples)
+    found: dict[str, list[float]] = {"reading": [], "decoding": [], "augmenting": []}
+    for index in range(rounds + 1):  # The first one fills caches.
+        indices = index * batches.batch_size + np.arange(batches.batch_size)
+        positions = examples.records(indices)
+        begin = time.process_time()
+        pictures = []
+        for record in fetch(examples.source, positions.tolist()):
+            image = record["image"]
+            content = image.read_bytes() if isinstance(image, Path) else image
+            pictures.append((content, record["name"]))
+        read = time.process_time()
+        context = examples.context(indices)
+        images = np.stack(
+            [
+                examples.transform.decode(Picture(*picture), context.rng(i, Stream.CROP))
+                for i, picture in enumerate(pictures)
+            ]
+        )
+        decoded = time.process_time()
+        examples.transform.augment(images, context)
+        times = (read - begin, decoded - read, time.process_time() - decoded)
+        for values, seconds in zip(found.values(), times, strict=True):
+            values.append(max(seconds, 1e-9) / len(indices))
+    return {stage: 1 / statistics.median(values[1:]) for stage, values in found.items()}
+
+
+def as_text(figures: dict[str, Any], target_rate: float) -> str:
+    """Describes the stages, and the cores that an accelerator of ``target_rate`` images/s wants."""
+    rates, own = figures["images_per_second_and_core"], figures["own_seconds_per_image"]
+    lines = [f"{stage}: {rate:,.0f} images/s on a core" for stage, rate in rates.items()]
+    working = target_rate * sum(1 / rate for rate in rates.values())
+    lines.append(
+        f"measured: {figures['images_per_second']:,.0f} images/s, {figures['workers']} workers"
+    )
+    if not figures["workers"]:
+        return "\n".join([*lines, f"{target_rate:,.0f} images/s want {working:.1f} cores"])
+    passing = target_rate * own
+    return "\n".join(
+        [
+            *lines,
+            f"the program's own process: {own * 1000:.1%} of a core for 1,000 images/s",
+            f"{target_rate:,.0f} images/s want {working + passing:.1f} cores: {working:.1f} for "
+            f"workers, {passing:.1f} for the program's own process",
+        ]
+    )
 
 
 def tabulate(arguments: argparse.Namespace) -> None:

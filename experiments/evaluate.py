@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data.dir", dest="dir", default="", help="as of a run")
     parser.add_argument("--data.labels", dest="labels", default="", help="a file of FILE,CLASS")
     parser.add_argument("--data.split", dest="split", default="", help="such as validation")
-    parser.add_argument("--data.num_workers", dest="workers", type=int, default=0)
+    parser.add_argument("--data.num_workers", dest="workers", type=_workers, default="auto")
     parser.add_argument("--data.max_unreadable", dest="max_unreadable", type=float, default=0.001)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--confusion", type=Path, help="write a confusion matrix: folder or prefix")
@@ -101,6 +101,10 @@ def _confusion_files(prefix: Path | None) -> tuple[Path | None, Path | None]:
     check_writable(table)
     check_writable(picture)
     return table, picture
+
+
+def _workers(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else int(text)
 
 
 def _data(arguments: argparse.Namespace) -> tuple[Source, tuple[str, ...]]:
@@ -158,7 +162,7 @@ def evaluate(
     labels: np.ndarray,
     batch_size: int,
     *,
-    workers: int = 0,
+    workers: int | Literal["auto"] = 0,
     max_unreadable: float = 0.001,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Evaluates a classifier on all images of a source.
@@ -168,7 +172,7 @@ def evaluate(
       source: images and labels.
       labels: as ``label_map`` returns them.
       batch_size: over all devices.
-      workers: processes that read images; 0 reads in threads.
+      workers: processes that read images, as ``Reader`` takes them.
       max_unreadable: share of unreadable images above which the evaluation ends.
 
     Returns:

@@ -12,10 +12,15 @@ A dataset in Parquet files, such as ``train-00000-of-00294.parquet`` from Huggin
 
     python -m experiments.prepare NAME --parquet=FOLDER --data_dir=TFDS
 
+ImageNet with training images no larger than training needs, which are read in less time:
+
+    python -m experiments.prepare imagenet2012 --tars=DOWNLOADS --data_dir=TFDS --shorter_side=400
+
 ``--config.data.name=tfds:NAME --config.data.dir=TFDS`` trains on each. Run again after an
 interruption, the command continues after the last complete file.
 """
 
+import concurrent.futures
 import dataclasses
 import itertools
 import json
@@ -29,8 +34,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import rich.progress
 
+from nfnets_jax.atomic import atomic_write
+from nfnets_jax.data.decoding import Picture, Reading
+from nfnets_jax.data.reader import cores
 from nfnets_jax.data.sources import (
     Record,
     Source,
@@ -39,11 +48,14 @@ from nfnets_jax.data.sources import (
     parquet_splits,
     read_parquet,
 )
-from nfnets_jax.errors import InputError
+from nfnets_jax.errors import InputError, UnreadableImageError
+from nfnets_jax.ranges import Range, check_ranges
 
 from . import commands
 
 _SHARD_BYTES = 2**27
+# Images that are read, and shrunk, at once.
+_AHEAD = 256
 _IMAGENET_VERSION = "5.1.0"
 
 
@@ -56,14 +68,21 @@ def main() -> None:
     source.add_argument("--tfrecords", type=Path, help="data directory of TFDS to convert from")
     source.add_argument("--parquet", type=Path, help="folder of Parquet files to convert")
     parser.add_argument("--data_dir", type=Path, required=True, help="data directory to write to")
+    parser.add_argument("--shorter_side", type=int, help="of larger training images, pixels")
+    parser.add_argument("--quality", type=int, default=90, help="of their JPEG files, 1 to 100")
     arguments = parser.parse_args()
     try:
+        shrinking = None
+        if arguments.shorter_side is not None:
+            shrinking = Shrinking(arguments.shorter_side, arguments.quality)
+        if shrinking and not arguments.tars:
+            raise InputError("--shorter_side goes with --tars: other files are copied unchanged")
         if arguments.tfrecords:
             prepared = convert(arguments.name, arguments.tfrecords, arguments.data_dir)
         elif arguments.parquet:
             prepared = convert_parquet(arguments.name, arguments.parquet, arguments.data_dir)
         elif arguments.name == "imagenet2012":
-            prepared = imagenet(arguments.tars, arguments.data_dir)
+            prepared = imagenet(arguments.tars, arguments.data_dir, shrinking)
         else:
             raise InputError(f"--tars holds imagenet2012, not {arguments.name}")
     except InputError as error:
@@ -114,18 +133,76 @@ def convert(name: str, old: Path, new: Path) -> Path:
     return out
 
 
-def imagenet(tars: Path, data_dir: Path) -> Path:
+@dataclasses.dataclass(frozen=True)
+class Shrinking:
+    """Encodes photographs anew, no larger than needed and so that they can be cut.
+
+    Attributes:
+      shorter_side: of a larger photograph after it, pixels.
+      quality: of the JPEG file, 1 to 100.
+
+    Raises:
+      InputError: a number is not in its range.
+    """
+
+    shorter_side: int
+    quality: int = 90
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            {
+                "shorter_side": Range(16, 8192, whole=True),
+                "quality": Range(1, 100, whole=True),
+            },
+        )
+
+    def __call__(self, encoded: bytes) -> bytes:
+        """Returns the photograph as a JPEG file with color at half the resolution.
+
+        One that cannot be read, or that EXIF says is to be turned, is returned as it is.
+        """
+        try:
+            picture = Picture(encoded, "", Reading(upright=True))
+            if picture.is_turned:
+                return encoded
+            pixels = picture.pixels()
+        except UnreadableImageError:
+            return encoded
+        scale = self.shorter_side / min(picture.height, picture.width)
+        if scale < 1:
+            size = round(picture.width * scale), round(picture.height * scale)
+            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        units = math.ceil(pixels.shape[1] / 16)
+        # Restart markers every few units, if they divide a row, let crops be cut out.
+        interval = next(n for n in range(min(2, units), units + 1) if units % n == 0)
+        _, shrunk = cv2.imencode(
+            ".jpg",
+            cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
+            [
+                *(cv2.IMWRITE_JPEG_QUALITY, self.quality),
+                *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+                *(cv2.IMWRITE_JPEG_RST_INTERVAL, interval),
+                *(cv2.IMWRITE_JPEG_OPTIMIZE, 1),
+            ],
+        )
+        return shrunk.tobytes()
+
+
+def imagenet(tars: Path, data_dir: Path, shrinking: Shrinking | None = None) -> Path:
     """Prepares ImageNet from its archives: 1,281,167 training and 50,000 validation images.
 
     Args:
       tars: the folder of the archives.
       data_dir: the data directory to write to.
+      shrinking: applied to the training images; None keeps their files.
 
     Returns:
       The folder of the prepared version.
 
     Raises:
-      InputError: an archive is damaged, or holds files that ImageNet's does not.
+      InputError: an archive is damaged, or holds files that ImageNet's does not; or the folder was
+        begun with another shrinking.
       OSError: an archive is missing.
     """
     import tensorflow_datasets as tfds
@@ -141,11 +218,12 @@ def imagenet(tars: Path, data_dir: Path) -> Path:
         }
     )
 
-    def serialize(image: _Image) -> bytes:
-        example = {"file_name": image.name, "image": image.read(), "label": image.label}
+    def serialize(image: _Image, encoded: bytes) -> bytes:
+        example = {"file_name": image.name, "image": encoded, "label": image.label}
         return features.serialize_example(example)
 
     out = data_dir / "imagenet2012" / _IMAGENET_VERSION
+    _claim(out, shrinking)
     splits = {
         "train": _train_images(tars / "ILSVRC2012_img_train.tar", classes),
         "validation": _validation_images(tars / "ILSVRC2012_img_val.tar", classes, validation),
@@ -160,7 +238,7 @@ def imagenet(tars: Path, data_dir: Path) -> Path:
                 split,
                 f"{index:05d}-of-{count:05d}",
                 stop - start,
-                _Serialized(images[start:stop], serialize),
+                _Serialized(images[start:stop], serialize, shrinking if split == "train" else None),
             )
             for index, (start, stop) in enumerate(itertools.pairwise(starts))
         ]
@@ -253,6 +331,31 @@ def _write_dataset(
     tfds.folder_dataset.write_metadata(
         data_dir=out, features=features, split_infos=infos, check_data=False
     )
+
+
+def _claim(out: Path, shrinking: Shrinking | None) -> None:
+    """Notes how the training images are shrunk, so that no folder holds two kinds.
+
+    Raises:
+      InputError: the folder was begun in another way.
+    """
+    settings, note = dataclasses.asdict(shrinking) if shrinking else None, out / "shrinking.json"
+    if any(out.glob("*.array_record-*")):
+        begun = json.loads(note.read_text("utf-8")) if note.exists() else None
+        if begun != settings:
+            raise InputError(f"{out} was begun with {_words(begun)}, not with {_words(settings)}")
+    elif settings:
+        out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(note) as partial:
+            partial.write_text(json.dumps(settings), "utf-8")
+    else:
+        note.unlink(missing_ok=True)
+
+
+def _words(settings: dict[str, int] | None) -> str:
+    if settings is None:
+        return "images as they are"
+    return f"--shorter_side={settings['shorter_side']} --quality={settings['quality']}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,10 +462,19 @@ class _Serialized:
     """Images as serialized records."""
 
     images: Sequence[_Image]
-    serialize: Callable[[_Image], bytes]
+    serialize: Callable[[_Image, bytes], bytes]
+    shrinking: Shrinking | None
 
     def __iter__(self) -> Iterator[bytes]:
-        return map(self.serialize, self.images)
+        """Yields the records; threads, one for each core, read and shrink the images."""
+        with concurrent.futures.ThreadPoolExecutor(cores()) as threads:
+            for start in range(0, len(self.images), _AHEAD):
+                images = self.images[start : start + _AHEAD]
+                for image, encoded in zip(images, threads.map(self._encoded, images), strict=True):
+                    yield self.serialize(image, encoded)
+
+    def _encoded(self, image: _Image) -> bytes:
+        return self.shrinking(image.read()) if self.shrinking else image.read()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,25 @@ class Range:
         return f"{kind} {low} to {f'below {high}' if self.below else high}"
 
 
+@dataclasses.dataclass(frozen=True)
+class AutoOr:
+    """The word ``auto``, or a whole number, which a command line may give as text.
+
+    Attributes:
+      range: of the numbers.
+    """
+
+    range: Range
+
+    def __contains__(self, value: Any) -> bool:
+        """Returns whether a value is the word or a number of the range."""
+        is_text = isinstance(value, str) and value.isdecimal()
+        return value == "auto" or (int(value) if is_text else value) in self.range
+
+    def __str__(self) -> str:
+        return f"auto or {self.range}"
+
+
 SHARE = Range(0, 1)
 PROBABILITY = Range(0, 1, below=True)
 

@@ -19,8 +19,9 @@ refers to Brock et al. 2021b, arXiv:2102.06171, for the rest: appendices A.1 and
 pre-training a weight decay of 1e-6, crops and mirror images alone, no moving average). Neither says
 whether NFNets drop anything in pre-training; here they do not, as section 6.2 supposes that
 regularization is harmful there. Nor is their warm-up given; here it is that of A.5's ResNets. A
-peak learning rate of 1.6 was best for few epochs. It was tuned in factors of 2 for each of 0.25 to 8 epochs, and falls as the epochs
-rise, sooner for large networks; ``--config.optimizer.base_learning_rate=0.05`` halves it.
+peak learning rate of 1.6 was best for few epochs. It was tuned in factors of 2 for each of 0.25 to
+8 epochs, and falls as the epochs rise, sooner for large networks;
+``--config.optimizer.base_learning_rate=0.05`` halves it.
 """
 
 from typing import Any, NamedTuple

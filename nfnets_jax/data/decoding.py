@@ -2,7 +2,7 @@
 
 Pixels are uint8 ``[H, W, C]``. They are normalized on the device, so that the transfer takes a
 quarter of the bytes. libjpeg-turbo decodes JPEG, through simplejpeg, a quarter faster than OpenCV,
-which decodes all other formats.
+which decodes all other formats; what lies outside the wanted part is cut off before.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 
+from nfnets_jax.data.jpeg import Box, Cut, cut
+from nfnets_jax.data.stages import timed_reading
 from nfnets_jax.errors import UnreadableImageError
 
 # Images are processed in parallel; threads within one would compete.
@@ -62,19 +64,26 @@ class Picture:
       width: in pixels.
     """
 
-    def __init__(self, image: Path | bytes | np.ndarray, name: str, reading: Reading = AS_USUAL):
+    def __init__(
+        self,
+        image: Path | bytes | np.ndarray,
+        name: str,
+        reading: Reading = AS_USUAL,
+        keep: bool = False,
+    ):
         """Reads the image, of a JPEG the header alone.
 
         Args:
           image: a file, its content, or pixels ``[H, W, C]`` uint8.
           name: identifies the image in messages.
           reading: limits and orientation of files.
+          keep: decode a JPEG once and whole, as several parts of it will be wanted.
 
         Raises:
           UnreadableImageError: the file is missing, damaged, too large or not an image. ``pixels``
             raises it too.
         """
-        self._name = name
+        self._name, self._keep = name, keep
         self._jpeg: bytes | None = None
         self._pixels: np.ndarray | None = None
         self._orientation = 1
@@ -84,7 +93,8 @@ class Picture:
             return
         if isinstance(image, Path):
             try:
-                image = image.read_bytes()
+                with timed_reading():
+                    image = image.read_bytes()
             except OSError as error:
                 raise UnreadableImageError(f"{name}: {error.strerror}") from error
         if simplejpeg.is_jpeg(image):
@@ -103,6 +113,11 @@ class Picture:
         elif self._orientation in _SIDEWAYS:
             self.height, self.width = self.width, self.height
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether ``upright`` turned or mirrored the image."""
+        return self._orientation != 1
+
     def pixels(self, shrink: float = 1.0) -> np.ndarray:
         """Decodes the pixels.
 
@@ -116,27 +131,57 @@ class Picture:
         Raises:
           UnreadableImageError: the image is damaged.
         """
-        if self._jpeg is not None and shrink >= 2:
-            height, width = self.height, self.width
-            if self._orientation in _SIDEWAYS:
-                height, width = width, height
-            smallest = math.ceil(height / shrink), math.ceil(width / shrink)
-            return self._decoded_jpeg(
-                self._jpeg, min_height=smallest[0], min_width=smallest[1], min_factor=2
-            )
-        if self._pixels is None:
-            assert self._jpeg is not None
-            self._pixels = self._decoded_jpeg(self._jpeg)
-        return self._pixels
+        return self.part(Box(0, 0, self.height, self.width), shrink)
 
-    def _decoded_jpeg(self, jpeg: bytes, **scaled: Any) -> np.ndarray:
+    def part(self, box: Box, shrink: float = 1.0) -> np.ndarray:
+        """Decodes a part of the pixels, and of a JPEG little else.
+
+        Args:
+          box: the part.
+          shrink: as ``pixels`` takes it.
+
+        Returns:
+          ``[H, W, C]`` uint8.
+
+        Raises:
+          UnreadableImageError: the image is damaged, where it is decoded.
+        """
+        whole = Box(0, 0, self.height, self.width)
+        if self._pixels is None and self._keep and shrink < 2:
+            self._pixels = self._part_of_jpeg(whole, whole, 1)
+        if self._pixels is not None and (self._jpeg is None or shrink < 2):
+            return _slice(self._pixels, box, whole)
+        return self._part_of_jpeg(box, whole, shrink)
+
+    def _part_of_jpeg(self, box: Box, whole: Box, shrink: float) -> np.ndarray:
+        assert self._jpeg is not None
+        # A JPEG is decoded to so many eighths of its resolution.
+        eighths = math.ceil(8 / shrink) if shrink >= 2 else 8
+        if self._orientation != 1:
+            turned = Box(0, 0, self.width, self.height)
+            stored = turned if self._orientation in _SIDEWAYS else whole
+            pixels = self._upright(self._decode_jpeg(self._jpeg, stored, eighths))
+            return _slice(pixels, box, whole, eighths)
+        with self._named_errors():
+            encoded, around = cut(self._jpeg, box, shrink) or Cut(self._jpeg, whole)
+        return _slice(self._decode_jpeg(encoded, around, eighths), box, around, eighths)
+
+    def _decode_jpeg(self, encoded: bytes | bytearray, box: Box, eighths: int) -> np.ndarray:
+        """Decodes a JPEG of the box's height and width to some eighths of them."""
+        height, width = (-(-side * eighths // 8) for side in (box.height, box.width))
+        scaled: dict[str, Any] = {}
+        if eighths < 8:
+            scaled = {"min_height": height, "min_width": width, "min_factor": 2}
+        pixels = np.empty((height, width, 3), np.uint8)
         with self._named_errors():
             try:
-                return self._upright(simplejpeg.decode_jpeg(jpeg, **scaled))
+                return simplejpeg.decode_jpeg(encoded, buffer=pixels, **scaled)
             except ValueError as error:
                 if "extraneous bytes" not in str(error):  # Harmless to the image.
                     raise
-            return self._upright(simplejpeg.decode_jpeg(jpeg, strict=False, **scaled))
+            if encoded is not self._jpeg:  # A cut has them, and the pixels are in place.
+                return pixels
+            return simplejpeg.decode_jpeg(encoded, strict=False, **scaled)
 
     def _size(self, encoded: bytes) -> tuple[int, int]:
         """Returns height and width, from the header."""
@@ -191,6 +236,15 @@ def _noted_orientation(encoded: bytes) -> int:
     except Exception:  # What is no image is found when it is decoded.
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def _slice(pixels: np.ndarray, box: Box, around: Box, eighths: int = 8) -> np.ndarray:
+    """Returns a box, some eighths of ``box`` in size, of the pixels of another box around it."""
+    top, left = box.top - around.top, box.left - around.left
+    return pixels[
+        top * eighths // 8 : -(-(top + box.height) * eighths // 8),
+        left * eighths // 8 : -(-(left + box.width) * eighths // 8),
+    ]
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -179,7 +179,8 @@ class TrainExamples:
         @functools.lru_cache(maxsize=self._distinct)  # So that a repeated image is decoded once.
         def opened(position: int) -> tuple[Picture, int]:
             record = records[position] if position in records else source[position]
-            return Picture(record["image"], record["name"], self.reading), record["label"]
+            keep = self.repeats > 1
+            return Picture(record["image"], record["name"], self.reading, keep), record["label"]
 
         for i, position in enumerate(batch.records.tolist()):
             rng = batch.rng(i, Stream.CROP)

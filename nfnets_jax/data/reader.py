@@ -7,8 +7,9 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -17,6 +18,8 @@ from absl import flags
 from nfnets_jax.data import shared_memory
 from nfnets_jax.data.examples import Batch
 from nfnets_jax.data.pipeline import Batches
+from nfnets_jax.data.sources import ArraySource
+from nfnets_jax.data.stages import StageTimes, seconds_reading
 from nfnets_jax.data.worker_processes import Watch, end_with_parent, hide_leak_warnings
 from nfnets_jax.errors import InputError, WorkerError
 
@@ -24,6 +27,10 @@ from nfnets_jax.errors import InputError, WorkerError
 _MAX_CHUNK = 64
 # Shared memory that the locks of a worker process take, with room to spare: 27 pages of 4 KiB.
 _LOCK_BYTES = 2**17
+# Smaller arrays cost more as files in shared memory than they do pickled.
+_SHARED_BYTES = 2**14
+# Name of the seconds that a part took to read and to decode, beside its arrays.
+_SECONDS = "seconds"
 # Failures in a row after which worker processes are not replaced any more.
 _MAX_FAILURES = 3
 
@@ -46,7 +53,7 @@ class Reader:
         self,
         batches: Batches,
         start: int = 0,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = 0,
         *,
         prepare: Callable[[Batch], Any] = lambda batch: batch,
         warn: Callable[[str], None] = print,
@@ -56,15 +63,18 @@ class Reader:
         Args:
           batches: the batches to read.
           start: position of the first batch.
-          num_workers: worker processes; 0 reads in threads.
+          num_workers: worker processes; 0 reads in threads; "auto" decides by ``auto_workers``.
           prepare: applied to each batch ahead of time, in a thread of its own, such as the transfer
             to the devices.
           warn: called with a line of text when worker processes are replaced, or lack shared
             memory.
         """
         self.position = start
+        if num_workers == "auto":
+            num_workers = auto_workers(batches)
         self._batches, self._num_workers = batches, num_workers
         self._prepare, self._warn = prepare, warn
+        self._stages = StageTimes()
         self._chunk_size = _chunk_size(batches)
         self._shared_bytes = self._estimate_shared_bytes() if num_workers else 0
         self._through_pipes = False
@@ -84,22 +94,24 @@ class Reader:
     def _buffer(self) -> int:
         """Chunks that a worker, or all threads, read ahead: the next batch while one is taken."""
         per_batch = self._batches.local_size // self._chunk_size
-        return max(2, math.ceil(2 * per_batch / max(1, self._num_workers)))
+        if self._num_workers:
+            return max(2, math.ceil(2 * per_batch / self._num_workers))
+        return max(2, 2 * per_batch, cores())  # Every thread has work.
 
     def _read_ahead(self) -> grain.DatasetIterator:
         chunks = _Chunks(self._batches, self.position, self._chunk_size)
         workers, buffer = self._num_workers, self._buffer
-        threads = 1 if workers else os.cpu_count() or 1
+        threads = 1 if workers else cores()
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
         dataset = grain.MapDataset.source(chunks).to_iter_dataset(options)
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, in any program.
                 flags.FLAGS.mark_as_parsed()
-            smallest = sys.maxsize if self._through_pipes else 0
+            smallest = sys.maxsize if self._through_pipes else _SHARED_BYTES
             dataset = grain.experimental.WithOptionsIterDataset(
                 dataset, grain.experimental.DatasetOptions(min_shm_size=smallest)
             ).mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffer))
-        dataset = dataset.batch(chunks.per_batch, batch_fn=_concatenate).map(self._prepare)
+        dataset = dataset.batch(chunks.per_batch, batch_fn=_concatenate).map(self._prepared)
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
         return iter(dataset)
 
@@ -119,6 +131,20 @@ class Reader:
     def _use_threads(self, reason: str) -> None:
         self._warn(f"{reason}; threads read images in place of worker processes")
         self._num_workers = 0
+
+    def _prepared(self, batch: Any) -> Any:
+        """Prepares a batch, and notes how long each stage took."""
+        self._stages.loaded(*batch.pop(_SECONDS).sum(0).tolist())
+        prepared = self._prepare(batch)
+        self._stages.transferred()
+        return prepared
+
+    def stage_shares(self) -> dict[str, float]:
+        """Returns each stage's share of the time that batches took since the last call.
+
+        An estimate by ``StageTimes``; it holds where the program waits for batches.
+        """
+        return self._stages.shares()
 
     def __iter__(self) -> "Reader":
         return self
@@ -186,10 +212,28 @@ class _Chunks:
         count = self.batches.count
         return sys.maxsize if count is None else max(0, count - self.start) * self.per_batch
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         end_with_parent()
         batch, chunk = divmod(int(index), self.per_batch)
-        return self.batches.part(self.start + batch, chunk * self.size, self.size)
+        start, read = time.perf_counter(), seconds_reading()
+        part = self.batches.part(self.start + batch, chunk * self.size, self.size)
+        read = seconds_reading() - read
+        return {**part, _SECONDS: np.array([[read, time.perf_counter() - start - read]])}
+
+
+def auto_workers(batches: Batches) -> int:
+    """Returns how many processes should read: 0, threads, for images that are in memory.
+
+    Else one for each core but one, which is left to the program itself.
+    """
+    if isinstance(batches.examples.source, ArraySource):
+        return 0
+    return max(1, cores() - 1)
+
+
+def cores() -> int:
+    """Returns how many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunk_size(batches: Batches) -> int:

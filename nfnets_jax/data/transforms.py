@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from nfnets_jax.data.decoding import Picture, resize, resize_part
+from nfnets_jax.data.jpeg import Box
 from nfnets_jax.errors import InputError
 
 _ATTEMPTS = 10
@@ -19,9 +20,6 @@ _RATIOS = 3 / 4, 4 / 3
 _PADDING = 32
 # Of an image's sides, which is resized whole.
 _LARGEST_RATIO = 16
-
-# Top, left, height and width of a part of a picture, pixels.
-Box = tuple[int, int, int, int]
 
 
 def distorted_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -74,7 +72,7 @@ def distorted_box(height: int, width: int, rng: np.random.Generator) -> Box | No
                 return None
             # TensorFlow draws from as many places as there are pixels over, so never the last.
             top, left = (int(rng.integers(max(1, over))) for over in (height - h, width - w))
-            return top, left, h, w
+            return Box(top, left, h, w)
     return None
 
 
@@ -86,7 +84,7 @@ def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.
     (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
     Args:
-      picture: decoded at a fraction of its resolution where that suffices.
+      picture: decoded in this part alone, at a fraction of its resolution where that suffices.
       size: side of the result, pixels.
       rng: random numbers of this image.
 
@@ -98,23 +96,20 @@ def inception_crop(picture: Picture, size: int, rng: np.random.Generator) -> np.
 
 def _resized(picture: Picture, box: Box, size: int) -> np.ndarray:
     """Resizes a part of a picture, decoded at a fraction of its resolution where that suffices."""
-    top, left, height, width = box
-    pixels = picture.pixels(shrink=min(height, width) / size)
-    scale = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
-    rows = slice(round(top * scale[0]), round((top + height) * scale[0]))
-    columns = slice(round(left * scale[1]), round((left + width) * scale[1]))
-    return resize(pixels[rows, columns], size, size)
+    return resize(picture.part(box, shrink=min(box.height, box.width) / size), size, size)
 
 
 def _inception_box(height: int, width: int, rng: np.random.Generator) -> Box:
+    """Draws the part."""
     for _ in range(_ATTEMPTS):
         area = height * width * rng.uniform(_SMALLEST_AREA, 1.0)
         ratio = math.exp(rng.uniform(math.log(_RATIOS[0]), math.log(_RATIOS[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            return Box(int(top), int(left), h, w)
     side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
+    return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
 def pad(images: np.ndarray, margin: int, reflect: bool = False) -> np.ndarray:
@@ -194,7 +189,7 @@ def padded_center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
 def _padded_box(height: int, width: int, size: int, margin: int) -> Box:
     """Returns the central square of ``size / (size + margin)`` of the shorter side."""
     side = max(1, min(height, width) * size // (size + margin))
-    return (height - side + 1) // 2, (width - side + 1) // 2, side, side
+    return Box((height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
 EVAL_CROPS: Mapping[str, Callable[[np.ndarray, int, int], np.ndarray]] = MappingProxyType(

@@ -64,6 +64,7 @@ class BatchNormNFNetConfig:
         ``"devices"`` in the training step here; empty normalizes on each device alone.
       remat: ``"block"`` rematerializes each block from its input in the backward pass; ``"none"``
         keeps all residuals.
+      test_crop: how images are cropped for evaluation, as published.
 
     Raises:
       InputError: no such ``remat``, numbers out of their ranges, or of stages that differ.
@@ -80,6 +81,7 @@ class BatchNormNFNetConfig:
     stochastic_depth_rate: float = 0.0
     sync_axis: str = ""
     remat: str = "none"
+    test_crop: str = "squash"
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
@@ -136,8 +138,9 @@ class BatchNormNFNet(hk.Module):
           features: also return the output of each stage.
 
         Returns:
-          ``logits`` ``[N, num_classes]`` and ``pool`` ``[N, features]``, float32; with ``features``
-          also ``stage_1`` ... ``[N, h, w, width]`` in the compute dtype.
+          ``pool`` ``[N, features]`` and, unless ``num_classes`` is 0, ``logits``
+          ``[N, num_classes]``, float32; with ``features`` also ``stage_1`` ...
+          ``[N, h, w, width]`` in the compute dtype.
         """
         config, outputs = self._config, {}
         activate = functools.partial(_activate, config=config, is_training=is_training)
@@ -166,10 +169,11 @@ class BatchNormNFNet(hk.Module):
         with jax.named_scope("head"):
             x = conv(_FINAL_EXPANSION * x.shape[-1], 1, name="final_conv")(x)
             x = activate(x, name="final_norm")
-            pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-            linear = layers.Linear(self._num_classes, 0.01, name="linear")
-            logits = linear(layers.dropout(keys, pool, config.dropout_rate))
-        return {**outputs, "pool": pool, "logits": logits}
+            outputs["pool"] = pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+            if self._num_classes:
+                linear = layers.Linear(self._num_classes, 0.01, name="linear")
+                outputs["logits"] = linear(layers.dropout(keys, pool, config.dropout_rate))
+        return outputs
 
 
 class _Block(hk.Module):

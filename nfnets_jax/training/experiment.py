@@ -135,6 +135,7 @@ class Experiment:
             return unreadable.tolist(), transfer(batch, self.devices)
 
         workers = self.config.data.num_workers
+        workers = workers if workers == "auto" else int(workers)  # The command line gives text.
         return Reader(batches, start, workers, prepare=prepare, warn=log)
 
     def read_training(self, start: int, log: Callable[[str], None]) -> Reader | ResidentReader:

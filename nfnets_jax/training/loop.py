@@ -221,7 +221,7 @@ def _train_steps(
                     means = {name: float(np.mean([s[name] for s in unreported])) for name in names}
                     means["learning_rate"] = float(schedule(step - 1))
                     means["unreadable"] = len(read_errors.messages)
-                    reporter.train(step, means)
+                    reporter.train(step, means, batches.stage_shares())
                     unreported.clear()
                 diverged = monitor.first_divergence(oldest, steps)
                 if diverged is not None:

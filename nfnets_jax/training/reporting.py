@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,12 +25,16 @@ import rich.table
 import tensorboardX
 
 from nfnets_jax.atomic import atomic_write
+from nfnets_jax.data.stages import STAGES
 from nfnets_jax.models.counting import Summary
 from nfnets_jax.training.curves import plot_curves
 
 Row = dict[str, Any]
 # Least time between two drawings of the curves, unless there is an evaluation.
 _DRAW_SECONDS = 60
+# Share of the time above which the reasons for waiting are told.
+_MUCH_WAITING = 0.05
+NO_STAGES: Mapping[str, float] = MappingProxyType({})
 
 
 class Reporter:
@@ -111,8 +116,17 @@ class Reporter:
         yield
         self._waited += time.monotonic() - start
 
-    def train(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Reports the mean metrics of the training steps since the last report, up to ``step``."""
+    def train(
+        self, step: int, metrics: Mapping[str, float], stages: Mapping[str, float] = NO_STAGES
+    ) -> None:
+        """Reports the training steps since the last report.
+
+        Args:
+          step: the last of them.
+          metrics: their means.
+          stages: each stage's share of the time that the batches took, as
+            ``Reader.stage_shares`` has it.
+        """
         now = time.monotonic()
         seconds = max(now - self._window_start, 1e-9)
         speed = self._batch_size * (step - self._window_step) / seconds
@@ -124,7 +138,7 @@ class Reporter:
         line = (
             f"loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.1%}  "
             f"lr {metrics['learning_rate']:.4f}  {speed:,.0f} images/s  "
-            f"{waited:.0%} waiting for data  {left} left"
+            f"{waiting(waited, stages)}  {left} left"
         )
         self._bar.update(self._task, completed=step, description=line)
         if now > self._drawn + _DRAW_SECONDS:
@@ -207,6 +221,21 @@ class Reporter:
         self.rows.append({"step": step, "split": split, **finite})
         self._file.write(json.dumps(self.rows[-1]) + "\n")
         self._file.flush()
+
+
+def waiting(waited: float, stages: Mapping[str, float]) -> str:
+    """Describes the waiting for data: above 5%, by stage, with what shortens the longest.
+
+    Args:
+      waited: share of the time.
+      stages: each stage's share of the waiting.
+    """
+    text = f"{waited:.0%} waiting for data"
+    if waited <= _MUCH_WAITING or not stages:
+        return text
+    shares = sorted(stages.items(), key=lambda item: -item[1])
+    parts = ", ".join(f"{name} {share * waited:.0%}" for name, share in shares)
+    return f"{text} ({parts}: {STAGES[shares[0][0]]})"
 
 
 def as_csv(rows: Sequence[Row]) -> str:

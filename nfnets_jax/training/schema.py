@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from nfnets_jax.errors import InputError, nearest
-from nfnets_jax.ranges import PROBABILITY, SHARE, Range
+from nfnets_jax.ranges import PROBABILITY, SHARE, AutoOr, Range
 
 
 class _Required:
@@ -26,13 +26,13 @@ class Field:
 
     Attributes:
       meaning: what it does, with its unit.
-      takes: a ``Range`` of numbers, a tuple of words, or a type.
+      takes: a ``Range`` of numbers, ``AutoOr`` one, a tuple of words, or a type.
       default: ``REQUIRED`` if there is none.
       before: what runs did that were started before there was the field, so that they resume.
     """
 
     meaning: str
-    takes: Range | tuple[str, ...] | type
+    takes: Range | AutoOr | tuple[str, ...] | type
     default: Any = REQUIRED
     before: Any = REQUIRED
 
@@ -41,7 +41,7 @@ class Field:
         """What it takes, in words."""
         if isinstance(self.takes, tuple):
             return " or ".join(self.takes)
-        if isinstance(self.takes, Range):
+        if isinstance(self.takes, Range | AutoOr):
             return str(self.takes)
         return _TYPES[self.takes]
 
@@ -144,7 +144,10 @@ FIELDS: Fields = {
             "auto",
         ),
         "num_workers": Field(
-            "processes that read images; 0: threads read them", Range(0, 1024, whole=True), 0
+            "processes that read images; 0: threads read them; auto: threads for images in "
+            "memory, else a process for each core but one",
+            AutoOr(Range(0, 1024, whole=True)),
+            "auto",
         ),
         "max_pixels": Field(
             "of an image file; larger ones count as unreadable, before memory is taken",

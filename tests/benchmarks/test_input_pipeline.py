@@ -16,6 +16,24 @@ def test_a_measurement_is_one_line_of_json(
     figures = json.loads(line)
     assert figures["images_per_second"] == pytest.approx(8 / figures["seconds"])
     assert (figures["size"], figures["workers"]) == (16, 0)
+    assert set(figures["images_per_second_and_core"]) == {"reading", "decoding", "augmenting"}
+
+
+def test_an_accelerator_wants_so_many_cores() -> None:
+    rates = {"reading": 10_000.0, "decoding": 500.0, "augmenting": 2_000.0}
+    figures = {
+        "images_per_second_and_core": rates,
+        "own_seconds_per_image": 4e-5,
+        "images_per_second": 300.0,
+        "workers": 1,
+    }
+    lines = input_pipeline.as_text(figures, 5000).splitlines()
+    assert "decoding: 500 images/s on a core" in lines
+    assert lines[-2] == "the program's own process: 4.0% of a core for 1,000 images/s"
+    # Each image takes 0.1 + 2 + 0.5 ms of workers, and 0.04 ms of the program.
+    assert lines[-1].startswith("5,000 images/s want 13.2 cores: 13.0 for workers, 0.2 for")
+    figures["workers"] = 0
+    assert input_pipeline.as_text(figures, 1000).endswith("1,000 images/s want 2.6 cores")
 
 
 def test_the_device_makes_batches_of_images_that_it_holds(

@@ -17,7 +17,7 @@ from nfnets_jax.data import shared_memory, worker_processes
 from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.pipeline import train_batches
-from nfnets_jax.data.reader import Reader
+from nfnets_jax.data.reader import Reader, auto_workers
 from nfnets_jax.data.sources import Record
 from nfnets_jax.errors import InputError, WorkerError
 from tests.data.fake_sources import numbered
@@ -55,6 +55,23 @@ def test_a_reader_continues_from_any_position_bit_for_bit(workers: int, repeats:
             batch = next(reader)
             for name, array in batches[index].items():
                 np.testing.assert_array_equal(batch[name], array)
+
+
+def test_threads_read_what_is_in_memory_and_processes_the_rest() -> None:
+    decoded = train_batches(SOURCE, AUGMENTATION, 8, seed=0)
+    assert auto_workers(decoded) == 0
+    encoded = train_batches(NoImages(), AUGMENTATION, 8, seed=0)
+    assert auto_workers(encoded) == max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def test_threads_have_as_much_to_read_ahead_as_there_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nfnets_jax.data.reader.cores", lambda: 16)
+    batches = train_batches(SOURCE, AUGMENTATION, 64, seed=0)
+    with contextlib.closing(Reader(batches)) as threads:
+        np.testing.assert_array_equal(next(threads)["image"], batches[0]["image"])
+    assert "smaller than num_threads" not in caplog.text
 
 
 def test_prepared_batches_keep_their_order() -> None:

@@ -5,6 +5,7 @@ import struct
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from PIL import Image
 
 from experiments import prepare
 from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.jpeg import Box, cut
 from nfnets_jax.data.sources import fetch, imagenet_classes, open_dataset, open_split
 from nfnets_jax.errors import InputError
 
@@ -83,6 +85,55 @@ def test_imagenet_is_prepared_from_its_archives_and_continued_after_an_interrupt
     assert levels(tmp_path / "tfds")[0] == expected
     again = [shard.stat().st_mtime_ns for shard in shards]
     assert [old == new for old, new in zip(times, again, strict=True)] == [True, False, True]
+
+
+def photograph(height: int, width: int, **options: Any) -> bytes:
+    """A JPEG of slow waves, which any encoder keeps."""
+    rows, columns = np.mgrid[:height, :width]
+    waves = 127 + 50 * np.sin(rows / 30) + 50 * np.sin(columns / 40)
+    buffer = io.BytesIO()
+    Image.fromarray(waves.astype(np.uint8)).convert("RGB").save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(150, 200), (200, 150), (64, 90), (80, 96)])
+def test_photographs_shrink_and_can_be_cut(shape: tuple[int, int]) -> None:
+    original = photograph(*shape, quality=100)
+    shrunk = prepare.Shrinking(80, 90)(original)
+    image = Image.open(io.BytesIO(shrunk))
+    scale = min(1, 80 / min(shape))
+    assert image.size == (round(shape[1] * scale), round(shape[0] * scale))
+    assert len(shrunk) < len(original)
+    expected = np.asarray(Image.open(io.BytesIO(original)).resize(image.size, Image.Resampling.BOX))
+    difference = np.abs(np.asarray(image).astype(int) - expected)
+    assert difference.mean() < 3
+    piece = cut(shrunk, Box(40, 50, 8, 8))
+    assert piece is not None
+    assert piece.box.top > 0
+
+
+def test_what_shrinking_would_spoil_is_kept() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for encoded in (b"no image", photograph(100, 90, exif=exif)):
+        assert prepare.Shrinking(32)(encoded) == encoded
+    with pytest.raises(InputError, match="quality is 101; it takes a whole number from 1 to 100"):
+        prepare.Shrinking(400, 101)
+
+
+def test_training_images_are_shrunk_in_order_and_in_one_way(tars: Path, tmp_path: Path) -> None:
+    prepared = prepare.imagenet(tars, tmp_path / "small", prepare.Shrinking(400))
+    prepare.imagenet(tars, tmp_path / "tfds")
+    assert levels(tmp_path / "small") == levels(tmp_path / "tfds")
+    dataset = open_dataset("tfds:imagenet2012", str(tmp_path / "small"))
+    assert dataset.test is not None
+    kinds = [source[0]["image"][:2] for source in (dataset.train, dataset.test)]  # type: ignore[index]
+    assert kinds == [b"\xff\xd8", b"\x89P"]
+    (prepared / "dataset_info.json").unlink()
+    for shrinking in (None, prepare.Shrinking(300)):
+        with pytest.raises(InputError, match="begun with --shorter_side=400 --quality=90, not wi"):
+            prepare.imagenet(tars, tmp_path / "small", shrinking)
+    prepare.imagenet(tars, tmp_path / "small", prepare.Shrinking(400))
 
 
 def as_tfrecord(prepared: Path, data_dir: Path) -> Path:

@@ -134,7 +134,7 @@ def test_a_checkpoint_without_averaged_statistics_is_restored(tmp_path: Path) ->
     """As those were that were written before there was the average."""
     fields = step.TrainState._fields
     assert fields[-1] == "ema_model_state"
-    before = namedtuple("TrainState", fields[:-1])(*map(np.float32, range(6)))
+    before = namedtuple("TrainState", fields[:-1])(*np.arange(6, dtype=np.float32))
     with contextlib.closing(Checkpoints(tmp_path, keep=1)) as saved:
         saved.save(1, before, {})
     template = step.TrainState(*before)

@@ -87,8 +87,8 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(
     report = reporting.Reporter.train
     signals = iter([signal.SIGTERM])
 
-    def report_then_signal(self: reporting.Reporter, at: int, figures: dict[str, float]) -> None:
-        report(self, at, figures)
+    def report_then_signal(self: reporting.Reporter, at: int, *rest: dict[str, float]) -> None:
+        report(self, at, *rest)
         if at >= step:
             for number in signals:
                 os.kill(os.getpid(), number)

@@ -40,6 +40,16 @@ def test_senseless_numbers_are_refused(name: str, value: Any) -> None:
     assert "; it takes a " in problem
 
 
+def test_worker_processes_are_a_number_or_automatic() -> None:
+    right: tuple[Any, ...] = ("auto", 0, 3, "3")
+    wrong: tuple[Any, ...] = ("many", "-1", -1, 1025, "1025", 0.5, math.nan, None)
+    for value in right:
+        assert schema.problems(changed("data.num_workers", value)) == []
+    for value in wrong:
+        (problem,) = schema.problems(changed("data.num_workers", value))
+        assert problem.endswith("it takes auto or a whole number from 0 to 1,024")
+
+
 @pytest.mark.parametrize("value", [True, "1", None, 1 + 0j])
 def test_a_range_holds_numbers_alone(value: Any) -> None:
     assert value not in Range(0, 10)

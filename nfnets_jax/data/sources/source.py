@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
+from nfnets_jax.data.stages import timed_reading
+
 
 class Record(TypedDict):
     """A labelled image.
@@ -51,7 +53,10 @@ class Splits(NamedTuple):
 def fetch(source: Source, indices: Iterable[int]) -> list[Record]:
     """Returns the records at several positions, read together where the source can do so."""
     fetch_all = getattr(source, "__getitems__", None)
-    return fetch_all(indices) if fetch_all else [source[index] for index in indices]
+    if isinstance(source, Subset):  # Which fetches from its own source.
+        return source.__getitems__(indices)
+    with timed_reading():
+        return fetch_all(indices) if fetch_all else [source[index] for index in indices]
 
 
 @dataclasses.dataclass(frozen=True)
