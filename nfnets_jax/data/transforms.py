@@ -189,7 +189,7 @@ def padded_center_crop(image: np.ndarray, size: int, margin: int) -> np.ndarray:
 def _padded_box(height: int, width: int, size: int, margin: int) -> Box:
     """Returns the central square of ``size / (size + margin)`` of the shorter side."""
     side = max(1, min(height, width) * size // (size + margin))
-    return Box((height - side + 1) // 2, (width - side + 1) // 2, side, side
+    return Box((height - side + 1) // 2, (width - side + 1) // 2, side, side)
 
 
 EVAL_CROPS: Mapping[str, Callable[[np.ndarray, int, int], np.ndarray]] = MappingProxyType(
