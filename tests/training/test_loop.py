@@ -420,8 +420,8 @@ def test_a_deep_network_is_saved_in_the_published_form_and_resumes(
     reporter = reporting.Reporter.train
     signals = iter([signal.SIGTERM])
 
-    def interrupted(self: reporting.Reporter, step: int, figures: Any) -> None:
-        reporter(self, step, figures)
+    def interrupted(self: reporting.Reporter, step: int, *rest: dict[str, float]) -> None:
+        reporter(self, step, *rest)
         os.kill(os.getpid(), next(signals, 0))
 
     monkeypatch.setattr(reporting.Reporter, "train", interrupted)
