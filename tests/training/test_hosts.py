@@ -77,9 +77,19 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_hosts_together_train_as_one(processes: int, alone: Path, tmp_path: Path) -> None:
-    outputs = finish(start(tmp_path, tmp_path / "run", processes))
+@pytest.mark.parametrize(
+    ("processes", "on_device"),
+    [
+        (2, "false"),
+        pytest.param(2, "true", marks=pytest.mark.slow),
+        pytest.param(4, "false", marks=pytest.mark.slow),
+    ],
+)
+def test_hosts_together_train_as_one(
+    processes: int, on_device: str, alone: Path, tmp_path: Path
+) -> None:
+    flag = f"--config.data.on_device={on_device}"
+    outputs = finish(start(tmp_path, tmp_path / "run", processes, flag))
     assert f"4 x cpu on {processes} hosts, batch 16" in outputs[0]
     assert "step 12/12" in outputs[0]
     assert not any("step 12/12" in output for output in outputs[1:])

@@ -11,8 +11,11 @@ from ml_collections import ConfigDict
 
 import nfnets_jax
 from nfnets_jax import optax_agc
+from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.mixing import Mixture
 from nfnets_jax.data.normalization import normalize
+from nfnets_jax.data.pipeline import train_batches
+from nfnets_jax.data.resident import ResidentImages, ResidentReader
 from nfnets_jax.data.sources import ArraySource, Dataset
 from nfnets_jax.devices import fetch, replicate, transfer
 from nfnets_jax.errors import InputError
@@ -165,16 +168,19 @@ def test_repeating_a_batch_lowers_its_loss(losses: dict[int, list[float]]) -> No
     assert losses[1][-1] < losses[1][0] - 0.1
 
 
-def test_a_step_replaces_large_arrays_in_place() -> None:
+@pytest.mark.parametrize("in_stride", [False, True])
+def test_a_step_replaces_large_arrays_in_place(in_stride: bool) -> None:
     model = nfnets_jax.create_model(
         "nfnet_micro", 10, depth=(1,), width=(128,), strides=(1,), group_size=64
     )
     optimizer, devices = sgd_in_place(0.5), jax.devices()[:1]
     update = make_update(model, optimizer, devices)
     state = replicate(step.create_state(model, optimizer, (1, 8, 8, 1), 0), devices)
-    batch = transfer(
-        {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, int)}, devices
-    )
+    images, labels = np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, int)
+    batch: Any = transfer({"image": images, "label": labels}, devices)
+    if in_stride:
+        batches = train_batches(ArraySource(images, labels), Augmentation(8, "pad"), 2, 0)
+        batch = ResidentReader(ResidentImages(batches), devices, 0, 4).take(3)[1]
     large = {param.shape for param in jax.tree.leaves(state.params) if param.size >= 2**14}
     assert large
     program = update.lower(state, batch).compile().as_text()
