@@ -81,7 +81,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("processes", "on_device"),
     [
         (2, "false"),
-        pytest.param(2, "true", marks=pytest.mark.slow),
+        pytest.param(2, "yes", marks=pytest.mark.slow),
         pytest.param(4, "false", marks=pytest.mark.slow),
     ],
 )
