@@ -1,9 +1,8 @@
 """Every model trains: one finite step on two devices, saved and restored."""
 
 import contextlib
-from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,11 +129,18 @@ def test_running_statistics_are_averaged_like_the_parameters(tmp_path: Path) -> 
     jax.tree.map(np.testing.assert_array_equal, read_model_state(tmp_path), after.ema_model_state)
 
 
+class StateOfBefore(NamedTuple):
+    step: Any
+    key: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema_params: Any
+
+
 def test_a_checkpoint_without_averaged_statistics_is_restored(tmp_path: Path) -> None:
     """As those were that were written before there was the average."""
-    fields = step.TrainState._fields
-    assert fields[-1] == "ema_model_state"
-    before = namedtuple("TrainState", fields[:-1])(*np.arange(6, dtype=np.float32))
+    before = StateOfBefore(*map(np.float32, range(6)))
     with contextlib.closing(Checkpoints(tmp_path, keep=1)) as saved:
         saved.save(1, before, {})
     template = step.TrainState(*before)
