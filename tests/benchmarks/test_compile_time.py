@@ -6,7 +6,9 @@ import pytest
 from benchmarks import compile_time
 
 
-@pytest.mark.parametrize("mode", [["--unrolled"], ["--update"]])
+@pytest.mark.parametrize(
+    "mode", [["--unrolled"], pytest.param(["--update"], marks=pytest.mark.slow)]
+)
 def test_prints_one_line_of_json(
     mode: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

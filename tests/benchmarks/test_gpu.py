@@ -44,6 +44,7 @@ def test_no_row_begins_after_the_deadline(
     assert "late: omitted: no time is left" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_batches_are_normalized_on_request() -> None:
     settings = {"model": "nfnet_micro", "batch": 4, "size": 16, "steps": 1, "remat": "none"}
     flags = {"forward": False, "folded": False, "plain": False, "precision": "float32"}

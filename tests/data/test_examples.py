@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -113,9 +114,9 @@ def test_a_repeated_photograph_is_decoded_once(monkeypatch: pytest.MonkeyPatch) 
     decoded = []
     decode = decoding.simplejpeg.decode_jpeg
 
-    def counted(jpeg: bytes) -> np.ndarray:
+    def counted(jpeg: bytes, **options: Any) -> np.ndarray:
         decoded.append(jpeg)
-        return decode(jpeg)
+        return decode(jpeg, **options)
 
     monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", counted)
     source = [Record(image=jpeg.getvalue(), label=label, name="it") for label in range(6)]

@@ -49,13 +49,14 @@ def test_plans_the_step_of_a_run() -> None:
 
 def test_plans_the_stride_of_a_run_whose_devices_hold_the_images() -> None:
     held = config()
-    held.data.update({"name": "tfds:cifar10", "padding": 1, "flip": True, "on_device": "true"})
+    held.data.update({"name": "tfds:cifar10", "padding": 1, "flip": True, "on_device": "yes"})
     figures, hlo = plan.plan(held, target(), num_classes=7)
     assert "u8[100000,10,10,3]" in hlo  # Padded and mirrored.
     assert figures["argument_bytes"] > 100000 * 10 * 10 * 3
     assert figures["micro_batch_size"] == 4
 
 
+@pytest.mark.slow
 def test_finds_the_micro_batch_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
     whole, _ = plan.plan(config(batch_size=128), target(), num_classes=7)
     memory = int((whole["argument_bytes"] + whole["temporary_bytes"]) * 0.9)

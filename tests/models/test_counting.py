@@ -51,7 +51,6 @@ ACTIVATIONS = {"resnet50": 11.1e6}
 # Of each family the smallest and the largest that is published; the rest take long to trace.
 QUICK = {
     "nfnet_f0",
-    "nfnet_f6",
     "nfnet_micro",
     "nf_resnet50",
     "nf_regnet_b0",

@@ -60,7 +60,7 @@ def test_parameter_tree_is_the_published_one(name: str) -> None:
     "name",
     # The largest take long to trace.
     [
-        pytest.param(n, marks=pytest.mark.slow) if re.match("nfnet_f[2-6]", n) else n
+        pytest.param(n, marks=pytest.mark.slow) if re.match("nfnet_f[2-7]|nf_resnet600", n) else n
         for n in PUBLISHED
     ],
 )

@@ -80,9 +80,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("processes", "on_device"),
     [
-        (2, "false"),
+        (2, "no"),
         pytest.param(2, "yes", marks=pytest.mark.slow),
-        pytest.param(4, "false", marks=pytest.mark.slow),
+        pytest.param(4, "no", marks=pytest.mark.slow),
     ],
 )
 def test_hosts_together_train_as_one(

@@ -348,6 +348,7 @@ def test_a_stride_that_is_interrupted_ends_like_an_undisturbed_one(
     assert same[0] == same[1]
 
 
+@pytest.mark.slow
 def test_a_step_of_a_stride_that_diverges_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,6 +399,7 @@ def test_steps_are_profiled_and_shown_on_request(
     assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
 
 
+@pytest.mark.slow
 def test_a_deep_network_is_saved_in_the_published_form_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,7 +89,7 @@ class Own(Augmentation):
 
 def test_what_a_device_cannot_do_is_refused_or_left_to_the_host() -> None:
     register_augmentation("own", Own)
-    odd = {"batch_size": 6, "num_devices": 2}
+    odd = {"batch_size": 6, "num_devices": 2, "augment.mixtures_per_pair": 2}
     with pytest.raises(InputError, match="on_device is yes, which mixes .* each device gets 3 of"):
         build_experiment(tiny(**odd))
     with pytest.raises(InputError, match="cannot do what augmentation 'own' does"):

@@ -302,6 +302,7 @@ def test_sam_takes_whole_micro_batches_and_refuses_what_cannot_be() -> None:
         SAM(0.05, 0)
 
 
+@pytest.mark.slow
 def test_sam_and_micro_batches_see_the_images_that_the_device_mixed() -> None:
     """The batch of images that are mixed already takes the same step."""
     model = nfnets_jax.create_model(

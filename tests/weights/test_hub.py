@@ -213,7 +213,7 @@ def test_parameters_of_other_libraries_are_read_too(fake: FakeHub, params: Tree)
         (push, ["RUN", "a/../b"], "'a/../b' is no repository"),
         (push, ["RUN", f"{NAME}@main"], "makes a new revision"),
         (push, ["FILE", NAME], "no model is named"),
-        (push, ["FILE", NAME, "--model=nfnet_micro", "--classes=two"], "2 class names for .* 10"),
+        (push, ["FILE", NAME, "--model=nfnet_micro", "--classes=two"], "has 2 class names for 10"),
         (push, ["RUN", NAME, "--dry_run=full"], "full is not empty"),
         (pull, [NAME], f"{NAME} on the Hugging Face hub: 404 .* Not Found"),
         (pull, ["empty/petals"], "empty/petals on the Hugging Face hub has no model.safetensors"),
