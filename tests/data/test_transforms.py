@@ -73,7 +73,7 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 @pytest.mark.parametrize("shape", [(3750, 5000), (4000, 2000)])
 def test_distorted_boxes_have_the_published_distribution(shape: tuple[int, int]) -> None:
-    """Of one distribution, ``n`` draws and ``n`` others are 1.95 sqrt(2 / n) apart once in 1000."""
+    """Samples of ``n`` draws from one distribution are 1.95 sqrt(2 / n) apart once in 1000."""
     height, width = shape
     rng, count = np.random.default_rng(0), 6000
     theirs = np.array([reference_box(height, width, rng.uniform) for _ in range(count)])
