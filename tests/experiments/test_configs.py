@@ -313,7 +313,7 @@ def test_a_recipe_is_refused_for_a_field_too_few_or_too_many(
 
 
 def test_a_run_of_before_resumes_as_what_it_was(tmp_path: Path) -> None:
-    """The configuration lacks the fields that came later; the run did what there was no field for."""
+    """The configuration lacks later fields, and counts as what the run did before them."""
     config = configs.get_config("nfnet_f6_sam")
     config.optimizer.sam_ascent = "batch"
     workdir.claim_workdir(tmp_path, config)
