@@ -140,6 +140,8 @@ if __name__ == "__main__":
     reader = Reader(batches, 0, 2)
     next(reader)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    # A shell that starts the tests in the background has them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     while True:
         next(reader)
