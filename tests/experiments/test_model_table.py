@@ -45,6 +45,7 @@ def make(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> None:
     model_table.main()
 
 
+@pytest.mark.slow
 def test_table_has_counts_times_and_published_results(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

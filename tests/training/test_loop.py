@@ -376,6 +376,7 @@ def test_a_step_of_a_stride_that_diverges_is_named(
     assert report["examples"] == build_experiment(config).train_batches.names(2)
 
 
+@pytest.mark.slow
 def test_steps_are_profiled_and_shown_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

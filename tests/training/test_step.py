@@ -168,7 +168,7 @@ def test_repeating_a_batch_lowers_its_loss(losses: dict[int, list[float]]) -> No
     assert losses[1][-1] < losses[1][0] - 0.1
 
 
-@pytest.mark.parametrize("in_stride", [False, True])
+@pytest.mark.parametrize("in_stride", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_step_replaces_large_arrays_in_place(in_stride: bool) -> None:
     model = nfnets_jax.create_model(
         "nfnet_micro", 10, depth=(1,), width=(128,), strides=(1,), group_size=64
@@ -244,7 +244,7 @@ def test_mixtures_are_asked_for_both_labels_by_their_shares() -> None:
 
 @pytest.mark.parametrize(
     ("per_replica", "devices", "micro_batch_size"),
-    [(False, 2, 0), (True, 2, 2)],
+    [pytest.param(False, 2, 0, marks=pytest.mark.slow), (True, 2, 2)],
 )
 def test_sam_takes_the_gradient_at_the_worst_place_nearby(
     per_replica: bool, devices: int, micro_batch_size: int

@@ -75,6 +75,7 @@ def test_other_images_are_refused(channels: int) -> None:
         nf_convnet.whiten(jnp.zeros((1, 8, 8, channels)))
 
 
+@pytest.mark.slow
 def test_equals_a_plain_network(pictures: jax.Array) -> None:
     model = nfnets_jax.create_model("nf_convnet", 10, width=(8, 16), features=True)
     params, state = model.init(jax.random.key(0), pictures[:2])
