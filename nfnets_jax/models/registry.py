@@ -262,11 +262,13 @@ class Model:
         is_training: bool,
     ) -> tuple[dict[str, jax.Array], hk.MutableState]:
         """Runs the network as ``apply`` does, by the parameters that ``prepare`` returns."""
-        if any(map(is_group, weights)):
-            weights = ungrouped(weights, self._groups)
+        is_grouped = any(map(is_group, state))
+        if is_grouped or any(map(is_group, weights)):
+            weights, state = ungrouped((weights, state), self._groups)
         keys = None if rng is None or not is_training else _example_keys(rng, len(images))
         run = hk.transform_with_state(self._network(prepared=True)).apply
-        return run(weights, state, None, images, keys, is_training)
+        outputs, state = run(weights, state, None, images, keys, is_training)
+        return outputs, grouped(state, self._groups) if is_grouped else state
 
     def stacked(self, tree: Any) -> Any:
         """Returns the form of the parameters in which their update is fastest.

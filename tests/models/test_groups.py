@@ -102,6 +102,22 @@ def test_a_network_computes_the_same_from_groups(name: str, overrides: dict[str,
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4 * scale + 1e-7)
 
 
+def test_running_statistics_stay_in_groups() -> None:
+    """Steps whose state changed its form could not follow one another."""
+    model = nfnets_jax.create_model(
+        "nfnet_micro_bn", 10, depth=(2,), width=(16,), strides=(2,), group_size=8
+    )
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    params, state = model.init(jax.random.key(0), images)
+    on_gpu = model.with_policy(GPU)
+    of_groups = on_gpu.stacked(state)
+    assert of_groups.keys() != state.keys()
+    _, expected = model.apply(params, state, None, images, True)
+    _, actual = on_gpu.apply(on_gpu.stacked(params), of_groups, None, images, True)
+    chex.assert_trees_all_equal_structs(actual, of_groups)
+    chex.assert_trees_all_close(on_gpu.unstacked(actual), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name", ["nfnet_f2", "nfnet_f0_bn", "nf_regnet_b1", "resnet50", "efficientnet_b0"]
 )
