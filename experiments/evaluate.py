@@ -30,6 +30,7 @@ from nfnets_jax.data.read_errors import ReadErrors, check_readable
 from nfnets_jax.data.reader import Reader
 from nfnets_jax.data.sources import Source, open_split
 from nfnets_jax.errors import InputError, WorkerError, nearest
+from nfnets_jax.ranges import WORKERS
 from nfnets_jax.serving.classifier import Classifier
 from nfnets_jax.serving.confusion import draw_confusion, write_confusion_table
 from nfnets_jax.serving.metrics import Accuracy
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data.dir", dest="dir", default="", help="as of a run")
     parser.add_argument("--data.labels", dest="labels", default="", help="a file of FILE,CLASS")
     parser.add_argument("--data.split", dest="split", default="", help="such as validation")
-    parser.add_argument("--data.num_workers", dest="workers", type=_workers, default="auto")
+    parser.add_argument("--data.num_workers", dest="workers", default="auto")
     parser.add_argument("--data.max_unreadable", dest="max_unreadable", type=float, default=0.001)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--confusion", type=Path, help="write a confusion matrix: folder or prefix")
@@ -62,6 +63,8 @@ def main() -> None:
     try:
         if arguments.batch_size < 1:
             raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")
+        if arguments.workers not in WORKERS:
+            raise InputError(f"--data.num_workers is {arguments.workers}; it takes {WORKERS}")
         table, picture = _confusion_files(arguments.confusion)
         arguments.weights = arguments.weights and hub.local(arguments.weights)
         source, names = _data(arguments)
@@ -72,7 +75,7 @@ def main() -> None:
             source,
             labels,
             arguments.batch_size,
-            workers=arguments.workers,
+            workers=WORKERS.parse(arguments.workers),
             max_unreadable=arguments.max_unreadable,
         )
         if table and picture:
@@ -101,10 +104,6 @@ def _confusion_files(prefix: Path | None) -> tuple[Path | None, Path | None]:
     check_writable(table)
     check_writable(picture)
     return table, picture
-
-
-def _workers(text: str) -> int | Literal["auto"]:
-    return "auto" if text == "auto" else int(text)
 
 
 def _data(arguments: argparse.Namespace) -> tuple[Source, tuple[str, ...]]:

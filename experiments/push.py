@@ -81,8 +81,8 @@ def read_model(source: str, name: str | None, classes: tuple[str, ...] | None) -
         classes = check_class_names("--classes", classes, num_classes)
     if opening.is_run(source):
         path = Path(source)
-        config = read_run(path).config
-        return ModelForOthers(params, read_model_state(path), config, classes, find_run(path))
+        config, state = read_run(path).config, read_model_state(path, average=True)
+        return ModelForOthers(params, state, config, classes, find_run(path))
     view = published_view(create_model(**settings))
     data = {
         "name": "imagenet",

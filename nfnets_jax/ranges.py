@@ -4,7 +4,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from nfnets_jax.errors import InputError
 
@@ -63,9 +63,14 @@ class AutoOr:
     def __str__(self) -> str:
         return f"auto or {self.range}"
 
+    def parse(self, value: int | str) -> int | Literal["auto"]:
+        """Returns the word or the number of a value that it holds."""
+        return "auto" if value == "auto" else int(value)
+
 
 SHARE = Range(0, 1)
 PROBABILITY = Range(0, 1, below=True)
+WORKERS = AutoOr(Range(0, 1024, whole=True))
 
 
 def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 STAGES: Mapping[str, str] = MappingProxyType(
     {
         "reading": "raise data.num_workers, or put data.dir on a faster disk",
-        "decoding": "raise data.num_workers, or shrink the images by experiments.prepare",
+        "decoding": "raise data.num_workers, or shrink the images by nfnets prepare",
         "transferring": "choose a smaller data.image_size, or another host",
     }
 )

@@ -136,7 +136,7 @@ def open_classifier(
             raise InputError(f"{weights} is a run of {name}, not of {model}")
         model, dataset = name, data["name"]
         overrides = {field: x for field, x in run.config["model"].items() if field != "name"}
-        state = read_model_state(Path(weights))
+        state = read_model_state(Path(weights), average)
         # With a decay of 0 the run kept no average.
         parameters = "moving average" if average and run.config.get("ema_decay", 1) else "raw"
         view = TestView(size or data["test_image_size"], data["test_margin"], data["test_crop"])

@@ -24,6 +24,7 @@ from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.counting import Summary, summarize
 from nfnets_jax.models.registry import PRECISIONS, Model, create_model
+from nfnets_jax.ranges import WORKERS
 from nfnets_jax.training import schema
 from nfnets_jax.training.finetuning import (
     Pretrained,
@@ -134,8 +135,7 @@ class Experiment:
             unreadable = batch.pop("unreadable")
             return unreadable.tolist(), transfer(batch, self.devices)
 
-        workers = self.config.data.num_workers
-        workers = workers if workers == "auto" else int(workers)  # The command line gives text.
+        workers = WORKERS.parse(self.config.data.num_workers)
         return Reader(batches, start, workers, prepare=prepare, warn=log)
 
     def read_training(self, start: int, log: Callable[[str], None]) -> Reader | ResidentReader:

@@ -73,7 +73,7 @@ def load_initial_weights(
             file=sys.stderr,
         )
     is_run = source is not None and Path(source).is_dir()
-    return Pretrained(params, read_model_state(Path(str(source))) if is_run else {})
+    return Pretrained(params, read_model_state(Path(str(source)), average=True) if is_run else {})
 
 
 def merge_params(initial: Tree, pretrained: Tree) -> dict[str, dict[str, Any]]:

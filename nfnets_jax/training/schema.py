@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from nfnets_jax.errors import InputError, nearest
-from nfnets_jax.ranges import PROBABILITY, SHARE, AutoOr, Range
+from nfnets_jax.ranges import PROBABILITY, SHARE, WORKERS, AutoOr, Range
 
 
 class _Required:
@@ -146,7 +146,7 @@ FIELDS: Fields = {
         "num_workers": Field(
             "processes that read images; 0: threads read them; auto: threads for images in "
             "memory, else a process for each core but one",
-            AutoOr(Range(0, 1024, whole=True)),
+            WORKERS,
             "auto",
         ),
         "max_pixels": Field(

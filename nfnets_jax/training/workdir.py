@@ -33,8 +33,6 @@ _FREE_FIELDS = frozenset(
         "augment.on_device",
     }
 )
-# Without SAM they do not affect it either.
-_FIELDS_OF_SAM = frozenset({"optimizer.sam_ascent", "optimizer.sam_fraction"})
 
 
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -76,7 +74,7 @@ def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
         ) from error
     before = schema.values_before() | written
     now = _flatten(json.loads(config.to_json()))
-    free = _FREE_FIELDS if now.get("optimizer.sam_rho") else _FREE_FIELDS | _FIELDS_OF_SAM
+    free = _FREE_FIELDS | _idle_fields(now)
     differences = [
         f"{field} {before.get(field)!r} there, {now.get(field)!r} here"
         for field in sorted(before.keys() | now.keys())
@@ -87,6 +85,16 @@ def _check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
             f"{workdir} holds a run of another configuration ({'; '.join(differences)}): use "
             "another workdir"
         )
+
+
+def _idle_fields(config: dict[str, Any]) -> set[str]:
+    """Returns the fields that affect nothing, as what they belong to is off."""
+    idle = set()
+    if not config.get("optimizer.sam_rho"):
+        idle |= {"optimizer.sam_ascent", "optimizer.sam_fraction"}
+    if not config.get("augment.mixup_alpha") and not config.get("augment.cutmix"):
+        idle |= {"augment.mixtures_per_pair"}
+    return idle
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

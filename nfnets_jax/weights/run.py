@@ -80,10 +80,10 @@ def read_params(path: Path, average: bool) -> Tree:
     return _read_part(path, "ema_params" if average else "params")
 
 
-def read_model_state(path: Path) -> Tree:
+def read_model_state(path: Path, average: bool) -> Tree:
     """Reads a network's running statistics as ``read_params`` reads parameters; {} if it has none.
 
-    They are the moving average of the running statistics where the run has it.
+    A run that averages the parameters alone has one set of statistics, for both.
 
     Raises:
       InputError: as ``read_params``.
@@ -91,7 +91,8 @@ def read_model_state(path: Path) -> Tree:
     if (path / PARAMS_FILE).is_file():
         state = path / STATE_FILE
         return _read_safetensors(state) if state.is_file() else {}
-    return _read_part(path, "ema_model_state") or _read_part(path, "model_state")
+    averaged = _read_part(path, "ema_model_state") if average else {}
+    return averaged or _read_part(path, "model_state")
 
 
 def restore_as_numpy(template: Any, **options: Any) -> Any:

@@ -330,6 +330,20 @@ def test_a_run_of_before_resumes_as_what_it_was(tmp_path: Path) -> None:
     workdir.claim_workdir(tmp_path, config)
 
 
+def test_a_run_of_before_that_mixes_nothing_resumes(tmp_path: Path) -> None:
+    config = digits.get_config()
+    workdir.claim_workdir(tmp_path, config)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["augment"]["mixtures_per_pair"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    workdir.claim_workdir(tmp_path, config)
+    config.augment.cutmix = written["augment"]["cutmix"] = True
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match="mixtures_per_pair 2 there, 1 here"):
+        workdir.claim_workdir(tmp_path, config)
+
+
 def test_a_run_that_was_started_without_imports_resumes(tmp_path: Path) -> None:
     config = digits.get_config()
     workdir.claim_workdir(tmp_path, config)

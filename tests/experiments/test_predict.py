@@ -234,6 +234,11 @@ TWICE = ("--model=nfnet_micro", "--weights=twice.safetensors")
             "error: --raw takes the last parameters of a run",
         ),
         (evaluate, (*MICRO, "--confusion=text.png/x"), "error: text.png/x.csv cannot be written"),
+        (
+            evaluate,
+            (*MICRO, "--data.num_workers=-1"),
+            "error: --data.num_workers is -1; it takes auto or a whole number",
+        ),
         (predict, ("text.png", *BARE), "error: bare.safetensors has no classifier of nfnet_micro"),
         (
             evaluate,

@@ -126,7 +126,9 @@ def test_running_statistics_are_averaged_like_the_parameters(tmp_path: Path) -> 
     )
     with contextlib.closing(Checkpoints(tmp_path, keep=1)) as saved:
         saved.save(3, after, {})
-    jax.tree.map(np.testing.assert_array_equal, read_model_state(tmp_path), after.ema_model_state)
+    for average, expected in ((True, after.ema_model_state), (False, after.model_state)):
+        read = read_model_state(tmp_path, average)
+        jax.tree.map(np.testing.assert_array_equal, read, expected)
 
 
 class StateOfBefore(NamedTuple):

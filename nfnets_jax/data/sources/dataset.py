@@ -220,7 +220,7 @@ def _open(
     if name == "parquet":
         raise InputError(
             "training reads images in random order, for which Parquet has to read a hundred others "
-            "each: `python -m experiments.prepare NAME --parquet=DIR` converts it to ArrayRecord"
+            "each: `nfnets prepare NAME --parquet=DIR` converts it to ArrayRecord"
         )
     others = "".join(f", {registered}" for registered in _REGISTERED)
     raise InputError(
