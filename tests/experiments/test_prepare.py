@@ -272,7 +272,7 @@ def test_parquet_that_cannot_be_used_is_refused(
     whole = (tmp_path / "train.parquet").read_bytes()
     (tmp_path / "train.parquet").write_bytes(whole[:-10])
     assert "train.parquet cannot be read as Parquet" in refusal()
-    with pytest.raises(InputError, match=r"experiments\.prepare NAME --parquet=DIR` converts it"):
+    with pytest.raises(InputError, match=r"nfnets prepare NAME --parquet=DIR` converts it"):
         open_dataset("parquet", str(tmp_path))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert refusal().startswith("Parquet files need pyarrow: pip install pyarrow")
