@@ -12,7 +12,11 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "finetune"))
+        for path in sorted((ROOT / "examples").glob("*.py"))
+    ],
 )
 def test_example_learns(path: Path) -> None:
     # The flags of the tests make compilation fast and training slow.

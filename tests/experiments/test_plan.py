@@ -47,6 +47,7 @@ def test_plans_the_step_of_a_run() -> None:
     assert "memory     fits" in text
 
 
+@pytest.mark.slow
 def test_plans_the_stride_of_a_run_whose_devices_hold_the_images() -> None:
     held = config()
     held.data.update({"name": "tfds:cifar10", "padding": 1, "flip": True, "on_device": "yes"})

@@ -83,7 +83,11 @@ def loss_and_gradient(model: Model, params: Any, state: Any) -> Any:
     ("name", "overrides"),
     [
         ("nfnet_micro", {"depth": (2, 1, 2), "stochastic_depth_rate": 0.2}),
-        ("resnet26_small", {"depth": (2, 1, 1, 1), "width": (16, 32, 32, 32)}),
+        pytest.param(
+            "resnet26_small",
+            {"depth": (2, 1, 1, 1), "width": (16, 32, 32, 32)},
+            marks=pytest.mark.slow,
+        ),
         ("nfnet_micro_bn", {"depth": (2,), "width": (16,), "strides": (2,), "group_size": 8}),
     ],
 )

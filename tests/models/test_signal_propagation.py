@@ -60,7 +60,8 @@ def measure(
 
 
 @pytest.mark.parametrize(
-    ("name", "stride"), [("nfnet_f0", 1), ("nf_resnet50", 2), ("nf_regnet_b0", 1)]
+    ("name", "stride"),
+    [pytest.param("nfnet_f0", 1, marks=pytest.mark.slow), ("nf_resnet50", 2), ("nf_regnet_b0", 1)],
 )
 def test_normalizer_free_blocks_have_the_analytic_variance(name: str, stride: int) -> None:
     variances, shifts = measure(

@@ -321,7 +321,15 @@ def test_overrides_take_precedence_over_the_convention() -> None:
     assert ratios["other"]["kernel"].shape == (1, 5)
 
 
-@pytest.mark.parametrize("name", ["nfnet_micro", "nf_convnet", "resnet50", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nfnet_micro",
+        "nf_convnet",
+        pytest.param("resnet50", marks=pytest.mark.slow),
+        "efficientnet_b0",
+    ],
+)
 def test_our_networks_have_the_same_units_by_rank_and_by_name(name: str) -> None:
     import nfnets_jax
 

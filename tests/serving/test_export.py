@@ -43,7 +43,8 @@ def assert_close(actual: Outputs, expected: Outputs, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "looped_blocks"), [*((name, 2) for name in FAMILIES), ("nfnet_micro", 9)]
+    ("name", "looped_blocks"),
+    [*((name, 2) for name in FAMILIES), pytest.param("nfnet_micro", 9, marks=pytest.mark.slow)],
 )
 def test_folded_networks_compute_the_same(name: str, looped_blocks: int) -> None:
     settings = {**FAMILIES[name], "looped_blocks": looped_blocks}

@@ -36,7 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "efficientnet_b0": {"stages": (Stage(1, 3, 1, 16, 1), Stage(6, 3, 2, 16, 2))},
 }
 # Told by other tests, too.
-SLOW = {name for name in SMALL if name.startswith(("nf_re", "seresnext"))}
+SLOW = {name for name in SMALL if name.startswith(("nf_", "seresnext", "fixup"))}
 # Larger ones are tried by their shapes alone: compilation takes minutes, and memory.
 LARGEST = 45_000_000
 SIZE = 16
