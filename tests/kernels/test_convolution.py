@@ -11,7 +11,6 @@ import nfnets_jax
 from nfnets_jax.kernels import convolution
 from nfnets_jax.kernels.convolution import Policy, conv2d
 
-
 SHAPE = ("size", "channels", "outputs", "kernel", "stride", "groups")
 
 
