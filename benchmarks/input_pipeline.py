@@ -54,11 +54,14 @@ _NFNET_F0 = {
 _AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "flip": {"flip": True},
     "nfnet_f0": _NFNET_F0,
+    "nfnet_f0_on_device": {**_NFNET_F0, "on_device": True},
     "nfnet_f0_pairs": {**_NFNET_F0, "mixing": Mixing(0.2, True, mixtures_per_pair=2)},
     "small": {"flip": True, "crop": "pad", "padding": 4},
 }
 # Batches that the device makes without the host, as the configurations of CIFAR-10 log.
 _STRIDE = 25
+# Batches that are copied to measure it.
+_COPIED = 4
 
 
 def main() -> None:
@@ -100,7 +103,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     count = max(1, arguments.images // arguments.batch)
     measure_batches = _resident if arguments.on_device else _read
-    seconds, processor = measure_batches(batches, count, arguments.workers)
+    rates = measure_batches(batches, count, arguments.workers)
     return {
         "data": arguments.data,
         "size": arguments.size,
@@ -109,17 +112,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "workers": arguments.workers,
         "augmentation": arguments.augmentation,
         "repeats": arguments.repeats,
-        "seconds": seconds,
-        "images_per_second": arguments.batch / seconds,
-        # Of this process, which only passes batches on if others read.
-        "own_seconds_per_image": processor,
+        "images_per_second": arguments.batch / rates["seconds"],
+        **rates,
         "images_per_second_and_core": stages(batches),
         **machine.describe(),
     }
 
 
-def _read(batches: Batches, count: int, workers: int) -> tuple[float, float]:
-    """Returns seconds a batch that the host reads, and this process's own seconds an image."""
+def _read(batches: Batches, count: int, workers: int) -> dict[str, float]:
+    """Measures batches that the host reads.
+
+    Returns:
+      Seconds a batch; this process's processor time an image, which only passes batches on if
+      others read; and the same for one copy of them, as a transfer to a device makes.
+    """
     with contextlib.closing(Reader(batches, num_workers=workers)) as reader:
         for _ in itertools.islice(reader, 2 * (workers + 2)):
             pass
@@ -128,11 +134,21 @@ def _read(batches: Batches, count: int, workers: int) -> tuple[float, float]:
             pass
         seconds = time.perf_counter() - start
         processor = time.process_time() - processor
-        return seconds / count, processor / (count * batches.local_size)
+        held = [next(reader)["image"] for _ in range(_COPIED)]
+    copy = np.ones_like(held[0])
+    start = time.thread_time()
+    for images in held:
+        np.copyto(copy, images)
+    copying = time.thread_time() - start
+    return {
+        "seconds": seconds / count,
+        "own_seconds_per_image": processor / (count * batches.local_size),
+        "copy_seconds_per_image": copying / (_COPIED * batches.local_size),
+    }
 
 
-def _resident(batches: Batches, count: int, workers: int) -> tuple[float, float]:
-    """Returns the same where one device makes the batches of images that it holds."""
+def _resident(batches: Batches, count: int, workers: int) -> dict[str, float]:
+    """Measures batches that one device makes of images that it holds, where nothing is copied."""
     del workers
     if why_not := obstacle(batches):
         raise InputError(f"--on_device: {why_not}")
@@ -152,8 +168,12 @@ def _resident(batches: Batches, count: int, workers: int) -> tuple[float, float]
         jax.block_until_ready(made.pop(0))  # The next one is queued.
     jax.block_until_ready(made)
     made_batches = strides * reader.longest_stride
-    seconds = (time.perf_counter() - start) / made_batches
-    return seconds, (time.process_time() - processor) / (made_batches * batches.local_size)
+    return {
+        "seconds": (time.perf_counter() - start) / made_batches,
+        "own_seconds_per_image": (time.process_time() - processor)
+        / (made_batches * batches.local_size),
+        "copy_seconds_per_image": 0.0,
+    }
 
 
 def stages(batches: Batches, rounds: int = 3) -> dict[str, float]:
@@ -189,6 +209,7 @@ def stages(batches: Batches, rounds: int = 3) -> dict[str, float]:
 def as_text(figures: dict[str, Any], target_rate: float) -> str:
     """Describes the stages, and the cores that an accelerator of ``target_rate`` images/s wants."""
     rates, own = figures["images_per_second_and_core"], figures["own_seconds_per_image"]
+    copying = figures["copy_seconds_per_image"]
     lines = [f"{stage}: {rate:,.0f} images/s on a core" for stage, rate in rates.items()]
     working = target_rate * sum(1 / rate for rate in rates.values())
     lines.append(
@@ -196,11 +217,12 @@ def as_text(figures: dict[str, Any], target_rate: float) -> str:
     )
     if not figures["workers"]:
         return "\n".join([*lines, f"{target_rate:,.0f} images/s want {working:.1f} cores"])
-    passing = target_rate * own
+    passing = target_rate * (own + copying)
     return "\n".join(
         [
             *lines,
-            f"the program's own process: {own * 1000:.1%} of a core for 1,000 images/s",
+            f"the program's own process: {own * 1000:.1%} of a core for 1,000 images/s, and "
+            f"{copying * 1000:.1%} for one copy of them, as a transfer makes",
             f"{target_rate:,.0f} images/s want {working + passing:.1f} cores: {working:.1f} for "
             f"workers, {passing:.1f} for the program's own process",
         ]

@@ -23,13 +23,17 @@ def test_an_accelerator_wants_so_many_cores() -> None:
     rates = {"reading": 10_000.0, "decoding": 500.0, "augmenting": 2_000.0}
     figures = {
         "images_per_second_and_core": rates,
-        "own_seconds_per_image": 4e-5,
+        "own_seconds_per_image": 1e-5,
+        "copy_seconds_per_image": 3e-5,
         "images_per_second": 300.0,
         "workers": 1,
     }
     lines = input_pipeline.as_text(figures, 5000).splitlines()
     assert "decoding: 500 images/s on a core" in lines
-    assert lines[-2] == "the program's own process: 4.0% of a core for 1,000 images/s"
+    assert lines[-2] == (
+        "the program's own process: 1.0% of a core for 1,000 images/s, and 3.0% for one copy of "
+        "them, as a transfer makes"
+    )
     # Each image takes 0.1 + 2 + 0.5 ms of workers, and 0.04 ms of the program.
     assert lines[-1].startswith("5,000 images/s want 13.2 cores: 13.0 for workers, 0.2 for")
     figures["workers"] = 0
