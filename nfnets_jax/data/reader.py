@@ -265,11 +265,13 @@ def _joined(parts: Sequence[Future[dict[str, np.ndarray]]]) -> dict[str, np.ndar
 
 
 def auto_workers(batches: Batches) -> int:
-    """Returns how many processes should read: 0, threads, for images that are in memory.
+    """Returns how many processes should read: 0, threads, for images in memory or for a GPU.
 
-    Else one for each core but one, which is left to the program itself.
+    Else one for each core but one, which is left to the program itself. On a GPU that decodes, each
+    process would take memory of its own.
     """
-    if isinstance(batches.examples.source, ArraySource):
+    examples = batches.examples
+    if isinstance(examples.source, ArraySource) or examples.reading.on_gpu:
         return 0
     return max(1, cores() - 1)
 
