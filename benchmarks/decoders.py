@@ -3,10 +3,13 @@
     python -m benchmarks.decoders --dir=PHOTOGRAPHS [--shorter_side=400]
 
 decodes the crops that training takes, at full resolution, ours and each peer's in turn, and writes
-``decoders_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``. With ``--shorter_side``
-the photographs are first shrunk as ``experiments.prepare`` shrinks them. Peers that are not
+``decoders_DEVICE.md``, ``.json`` and ``.png`` to ``benchmarks/results``. Peers that are not
 installed are left out: nvimgcodec (``nvidia-nvimgcodec-cu12``) and DALI (``nvidia-dali-cuda120``),
 with their decoders for CPUs.
+
+With ``--shorter_side`` the photographs are first shrunk as ``experiments.prepare`` shrinks them.
+One more row then compares decoding and resizing crops of these with decoding the photographs whole,
+as they were, before their crops are cut out and resized.
 """
 
 import argparse
@@ -18,14 +21,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 
 from benchmarks import compare, machine
-from experiments.prepare import Shrinking
+from benchmarks.photographs import shrunk
 from nfnets_jax.data import nvimgcodec
-from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.decoding import Picture, resize
 from nfnets_jax.data.jpeg import Box
 from nfnets_jax.data.sources.folder import open_folder
 from nfnets_jax.data.transforms import distorted_box
+
+# Side of resized crops, pixels: what NFNet-F0 is trained with.
+_SIZE = 192
 
 
 class Crop(NamedTuple):
@@ -47,41 +54,72 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each side")
     parser.add_argument("--out", type=Path, default=compare.RESULTS)
     arguments = parser.parse_args()
-    crops = random_crops(arguments.dir, arguments.images, arguments.shorter_side)
+    with shrunk(arguments.dir, arguments.shorter_side) as directory:
+        crops = random_crops(directory, arguments.images)
     comparisons = {}
     for name, decode in peers().items():
         levels = largest_difference(decode_with_ours(crops), decode(crops))
         comparisons[f"crops, over {name}, whose pixels differ by up to {levels} levels"] = (
-            compare.Comparison(
-                functools.partial(measure, decode_with_ours, crops),
-                functools.partial(measure, decode, crops),
+            decode_with_ours,
+            decode,
+            crops,
+        )
+    if arguments.shorter_side:
+        name = f"crops resized to {_SIZE} pixels, over decoding the photographs whole"
+        originals = random_crops(arguments.dir, arguments.images)
+        comparisons[name] = resize_with_ours, resize_whole, originals
+    conditions = {"photographs": len(crops), "shorter_side": arguments.shorter_side}
+    compare.measure(
+        {
+            name: compare.Comparison(
+                functools.partial(measure, ours, crops),
+                functools.partial(measure, theirs, their_crops),
                 arguments.rounds,
                 "images_per_second",
             )
-        )
-    conditions = {"photographs": len(crops), "shorter_side": arguments.shorter_side}
-    compare.measure(comparisons, conditions, arguments.out / "decoders")
+            for name, (ours, theirs, their_crops) in comparisons.items()
+        },
+        conditions,
+        arguments.out / "decoders",
+    )
 
 
-def random_crops(directory: str, count: int, shorter_side: int | None = None) -> list[Crop]:
+def random_crops(directory: str, count: int) -> list[Crop]:
     """Reads photographs, and draws a crop of each as NFNets are trained."""
-    rng, crops = np.random.default_rng(0), []
-    source = open_folder(directory).train
+    rng, crops, source = np.random.default_rng(0), [], open_folder(directory).train
     for index in range(min(count, len(source))):
         image = source[index]["image"]
         assert isinstance(image, Path)
-        encoded = image.read_bytes()
-        if shorter_side:
-            encoded = Shrinking(shorter_side)(encoded)
-        picture = Picture(encoded, image.name)
+        picture = Picture(image, image.name)
         whole = Box(0, 0, picture.height, picture.width)
-        crops.append(Crop(encoded, distorted_box(*whole[2:], rng) or whole))
+        crops.append(Crop(image.read_bytes(), distorted_box(*whole[2:], rng) or whole))
     return crops
 
 
 def decode_with_ours(crops: Sequence[Crop]) -> list[np.ndarray]:
     """Cuts JPEGs and decodes them by libjpeg-turbo, as the library does."""
     return [Picture(encoded, "").part(box) for encoded, box in crops]
+
+
+def resize_with_ours(crops: Sequence[Crop]) -> list[np.ndarray]:
+    """Decodes crops, at a lower resolution where that suffices, and resizes them."""
+    resized = []
+    for encoded, box in crops:
+        part = Picture(encoded, "").part(box, shrink=min(box.height, box.width) / _SIZE)
+        resized.append(resize(part, _SIZE, _SIZE))
+    return resized
+
+
+def resize_whole(crops: Sequence[Crop]) -> list[np.ndarray]:
+    """Decodes whole photographs, and resizes the crops."""
+    resized = []
+    for encoded, box in crops:
+        pixels = simplejpeg.decode_jpeg(encoded, strict=False)
+        rows, columns = (
+            slice(at, at + length) for at, length in zip(box[:2], box[2:], strict=True)
+        )
+        resized.append(resize(pixels[rows, columns], _SIZE, _SIZE))
+    return resized
 
 
 def peers() -> dict[str, Decode]:

@@ -2,13 +2,17 @@
 
     python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --size=192 --workers=1 --json
 
-prints one measurement as a line of JSON. PHOTOGRAPHS holds one folder per class.
+prints one measurement as a line of JSON. PHOTOGRAPHS holds one folder per class. With
+``--shorter_side=400`` all of this measures photographs that were shrunk to 400 pixels, as
+``experiments.prepare`` shrinks them.
 
     python -m benchmarks.input_pipeline --data=tfds:cifar10 --dir=TFDS --size=32 --batch=512 \
         --augmentation=small --images=500000 --on_device --json
 
 measures the batches that the device makes of images that it holds.
-    python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --target_rate=5500
+
+    python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --target_rate=5500 \
+        --augmentation=nfnet_f0_on_device
 
 prints how many images a second a core reads, decodes and augments, and how many cores are wanted
 for an accelerator that takes so many images a second.
@@ -34,6 +38,7 @@ import numpy as np
 from jax import lax
 
 from benchmarks import compare, machine
+from benchmarks.photographs import shrunk
 from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.batch_context import Stream
 from nfnets_jax.data.decoding import Picture
@@ -68,6 +73,7 @@ def main() -> None:
     """Takes the measurement, or makes the table, that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", default="", help="photographs, or TFDS's data directory")
+    parser.add_argument("--shorter_side", type=int, help="shrink photographs to it first, pixels")
     parser.add_argument("--size", type=int, default=192, help="side of the images, pixels")
     parser.add_argument("--workers", type=int, default=1, help="processes; 0 reads in threads")
     parser.add_argument("--on_device", action="store_true", help="the device holds the images")
@@ -84,12 +90,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=compare.RESULTS)
     arguments = parser.parse_args()
     try:
-        if arguments.json:
-            print(json.dumps(measure(arguments)))
-        elif arguments.target_rate is not None:
-            print(as_text(measure(arguments), arguments.target_rate))
-        else:
-            tabulate(arguments)
+        with shrunk(arguments.dir, arguments.shorter_side) as arguments.dir:
+            if arguments.json:
+                print(json.dumps(measure(arguments)))
+            elif arguments.target_rate is not None:
+                print(as_text(measure(arguments), arguments.target_rate))
+            else:
+                tabulate(arguments)
     except InputError as error:
         sys.exit(str(error))
 
@@ -113,6 +120,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "augmentation": arguments.augmentation,
         "repeats": arguments.repeats,
         "images_per_second": arguments.batch / rates["seconds"],
+        "decoded_per_second": arguments.batch * augmentation.images_per_example / rates["seconds"],
         **rates,
         "images_per_second_and_core": stages(batches),
         **machine.describe(),
@@ -240,12 +248,20 @@ def tabulate(arguments: argparse.Namespace) -> None:
     augmented, pair = [*ours, "--augmentation=nfnet_f0"], [*ours, "--workers=2"]
     twice, repeated = [*ours, "--augmentation=nfnet_f0_pairs"], [*augmented, "--repeats=4"]
     commands = {
-        "RandAugment 4 x 5, MixUp and CutMix, one process, over without": (augmented, ours),
-        "the same with two mixtures of each pair, over one": (twice, augmented),
+        "F0, augmented on the host, with two mixtures of each pair, over one": (twice, augmented),
         "the same with each image four times in a batch, over once": (repeated, augmented),
         "two processes, over one": (pair, ours),
     }
+    # What is decoded is compared: F0 as published makes one image of two.
+    decoded = {
+        f"images decoded for F0, augmented on the {where}, one process, over crop and flip alone": (
+            [*ours, f"--augmentation={augmentation}"],
+            ours,
+        )
+        for where, augmentation in {"device": "nfnet_f0_on_device", "host": "nfnet_f0"}.items()
+    }
     conditions = {"size": arguments.size, "batch": arguments.batch}
+    conditions["shorter_side"] = arguments.shorter_side
     try:
         script, versions = compare.peer(
             "tfdata_pipeline.py", arguments.peer_python, ("tensorflow",)
@@ -264,8 +280,12 @@ def tabulate(arguments: argparse.Namespace) -> None:
         commands[name] = ([*small, "--workers=0"], small)
     compare.measure(
         {
-            name: compare.Comparison(*pair, arguments.rounds, "images_per_second")
-            for name, pair in commands.items()
+            name: compare.Comparison(*pair, arguments.rounds, figure)
+            for figure, pairs in {
+                "images_per_second": commands,
+                "decoded_per_second": decoded,
+            }.items()
+            for name, pair in pairs.items()
         },
         conditions,
         arguments.out / "input",

@@ -28,6 +28,7 @@ def test_decoders_of_the_same_crops_are_compared(
     decoders.main()
     table = (tmp_path / "decoders_cpu.md").read_text()
     assert "| crops, over a peer, whose pixels differ by up to 3 levels |" in table
+    assert "| crops resized to 192 pixels, over decoding the photographs whole |" in table
     assert "photographs 2, shorter_side 48" in table
     capsys.readouterr()
 
