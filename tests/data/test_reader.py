@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -182,6 +183,24 @@ def test_a_frozen_worker_is_replaced_and_no_batch_is_lost(
             np.testing.assert_array_equal(next(reader)["image"], batches[index]["image"])
     assert f"worker process {worker.pid} that reads images has not moved" in warnings[0]
     assert warnings[1].endswith("replacing the workers")
+
+
+def test_a_closed_reader_leaves_no_process_and_no_memory() -> None:
+    """A frozen worker process does not delay it."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc")
+    batches = train_batches(SOURCE, AUGMENTATION, 64, seed=0)
+    with contextlib.closing(Reader(batches, 0, 1)) as reader:
+        batch = next(reader)
+        [worker, *_] = multiprocessing.active_children()
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+    assert not multiprocessing.active_children()
+    del reader
+    assert "memfd:images" in maps.read_text()
+    del batch
+    gc.collect()
+    assert "memfd:images" not in maps.read_text()
 
 
 PROGRAM = """
