@@ -41,7 +41,7 @@ from benchmarks import compare, machine
 from benchmarks.photographs import shrunk
 from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.batch_context import Stream
-from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.decoding import DECODERS, Picture, Reading
 from nfnets_jax.data.examples import TrainExamples
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.pipeline import Batches, train_batches
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--target_rate", type=float, help="images/s that an accelerator takes")
     parser.add_argument("--data", default="folder", help="folder, tfds:NAME or synthetic")
     parser.add_argument("--augmentation", default="flip", choices=_AUGMENTATIONS)
+    parser.add_argument("--decoder", default="auto", choices=DECODERS, help="of JPEGs")
     parser.add_argument("--repeats", type=int, default=1, help="of each image in a batch")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=2000, help="number of images to time")
@@ -106,7 +107,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     dataset = open_dataset(arguments.data, arguments.dir, size=arguments.size)
     augmentation = Augmentation(arguments.size, **_AUGMENTATIONS[arguments.augmentation])
     batches = train_batches(
-        dataset.train, augmentation, arguments.batch, seed=0, repeats=arguments.repeats
+        dataset.train,
+        augmentation,
+        arguments.batch,
+        seed=0,
+        reading=Reading(decoder=arguments.decoder),
+        repeats=arguments.repeats,
     )
     count = max(1, arguments.images // arguments.batch)
     measure_batches = _resident if arguments.on_device else _read
@@ -118,6 +124,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "on_device": arguments.on_device,
         "workers": arguments.workers,
         "augmentation": arguments.augmentation,
+        "decoder": arguments.decoder,
         "repeats": arguments.repeats,
         "images_per_second": arguments.batch / rates["seconds"],
         "decoded_per_second": arguments.batch * augmentation.images_per_example / rates["seconds"],
@@ -202,7 +209,9 @@ def stages(batches: Batches, rounds: int = 3) -> dict[str, float]:
         context = examples.context(indices)
         images = np.stack(
             [
-                examples.transform.decode(Picture(*picture), context.rng(i, Stream.CROP))
+                examples.transform.decode(
+                    Picture(*picture, examples.reading), context.rng(i, Stream.CROP)
+                )
                 for i, picture in enumerate(pictures)
             ]
         )
@@ -244,7 +253,7 @@ def tabulate(arguments: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "benchmarks.input_pipeline", "--json"]
     shape = [f"--size={arguments.size}", f"--batch={arguments.batch}"]
     amount = f"--images={arguments.images}"
-    ours = [*command, f"--dir={arguments.dir}", *shape, amount]
+    ours = [*command, f"--dir={arguments.dir}", *shape, amount, f"--decoder={arguments.decoder}"]
     augmented, pair = [*ours, "--augmentation=nfnet_f0"], [*ours, "--workers=2"]
     twice, repeated = [*ours, "--augmentation=nfnet_f0_pairs"], [*augmented, "--repeats=4"]
     commands = {
@@ -260,8 +269,8 @@ def tabulate(arguments: argparse.Namespace) -> None:
         )
         for where, augmentation in {"device": "nfnet_f0_on_device", "host": "nfnet_f0"}.items()
     }
-    conditions = {"size": arguments.size, "batch": arguments.batch}
-    conditions["shorter_side"] = arguments.shorter_side
+    keys = ("size", "batch", "shorter_side", "decoder")
+    conditions = {key: getattr(arguments, key) for key in keys}
     try:
         script, versions = compare.peer(
             "tfdata_pipeline.py", arguments.peer_python, ("tensorflow",)
