@@ -228,7 +228,10 @@ def as_text(figures: dict[str, Any], target_rate: float) -> str:
     rates, own = figures["images_per_second_and_core"], figures["own_seconds_per_image"]
     copying = figures["copy_seconds_per_image"]
     lines = [f"{stage}: {rate:,.0f} images/s on a core" for stage, rate in rates.items()]
-    working = target_rate * sum(1 / rate for rate in rates.values())
+    seconds = {stage: 1 / rate for stage, rate in rates.items()}
+    working = target_rate * sum(seconds.values())
+    share = 1 - seconds["augmenting"] / sum(seconds.values())
+    lines.append(f"all of it: {share:.1%} of the speed of reading and decoding alone")
     lines.append(
         f"measured: {figures['images_per_second']:,.0f} images/s, {figures['workers']} workers"
     )

@@ -36,6 +36,7 @@ def test_an_accelerator_wants_so_many_cores() -> None:
     }
     lines = input_pipeline.as_text(figures, 5000).splitlines()
     assert "decoding: 500 images/s on a core" in lines
+    assert "all of it: 80.8% of the speed of reading and decoding alone" in lines
     assert lines[-2] == (
         "the program's own process: 1.0% of a core for 1,000 images/s, and 3.0% for one copy of "
         "them, as a transfer makes"
