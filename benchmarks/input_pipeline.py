@@ -191,7 +191,7 @@ def _resident(batches: Batches, count: int, workers: int) -> dict[str, float]:
     }
 
 
-def stages(batches: Batches, rounds: int = 3) -> dict[str, float]:
+def stages(batches: Batches, rounds: int = 9) -> dict[str, float]:
     """Measures images per second of one core's time in each stage: the median of some batches."""
     examples = batches.examples
     assert isinstance(examples, TrainExamples)

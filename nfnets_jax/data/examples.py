@@ -176,7 +176,7 @@ class TrainExamples:
             and source.images.shape[1:3] == (size, size)
         ):
             return source.images[batch.records], source.labels[batch.records].astype(np.int32), []
-        images, labels = np.empty(0), np.empty(len(batch.indices), np.int32)
+        images, labels = [], np.empty(len(batch.indices), np.int32)
         unreadable: list[str] = []
         distinct = np.unique(batch.records).tolist()
         records = dict(zip(distinct, fetch(source, distinct), strict=True))
@@ -190,10 +190,8 @@ class TrainExamples:
         for i, position in enumerate(batch.records.tolist()):
             rng = batch.rng(i, Stream.CROP)
             image, labels[i] = self._decode(opened, position, rng, unreadable)
-            if i == 0:
-                images = np.empty((len(labels), *image.shape), image.dtype)
-            images[i] = image  # While the processor's cache has it.
-        return images, labels, unreadable
+            images.append(image)
+        return np.stack(images), labels, unreadable
 
     def _decode(
         self,

@@ -1,7 +1,7 @@
 """JPEG decoding by NVIDIA's nvimgcodec: on a GPU where there is one, else on the CPU.
 
-Its CPU decoder gives the pixels of libjpeg-turbo to the bit. It repairs some damage that
-libjpeg-turbo, as this library calls it, refuses.
+Its CPU decoder gives the pixels of libjpeg-turbo, those of CMYK to one level. It repairs some
+damage that libjpeg-turbo, as this library calls it, refuses. Its GPU decoders have not been tried.
 """
 
 import functools
