@@ -13,8 +13,8 @@ LIBRARY = [
 ]
 TRAINING = [
     "absl-py>=2.1",
+    "cloudpickle>=3",
     "flatbuffers>=24.3",
-    "grain>=0.2.16",
     "matplotlib>=3.8",
     "ml-collections>=1.0",
     "opencv-python-headless>=4.11",

@@ -25,7 +25,7 @@ from benchmarks.shared_folder import shared_folder
 from nfnets_jax.models.registry import PRECISIONS
 
 RESULTS = Path(__file__).parent / "results"
-_UNITS = {"seconds": "s", "images_per_second": "images/s"}
+_UNITS = {"seconds": "s", "images_per_second": "images/s", "decoded_per_second": "images/s"}
 # Keys of ``machine.describe``. The commands report them: this process must not occupy the device.
 _CONDITIONS = ("date", "device", "processor", "python", "jax", "haiku")
 
@@ -41,7 +41,7 @@ class Comparison(NamedTuple):
       ours: also reports the machine, as ``machine.describe`` does.
       theirs: what ours is compared with.
       rounds: runs of each side.
-      figure: key of the compared figure, ``seconds`` or ``images_per_second``.
+      figure: key of the compared figure in ``_UNITS``.
     """
 
     ours: Side

@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 
-needed='haiku:dm-haiku optax:optax chex:chex absl:absl-py grain:grain ml_collections:ml-collections
+needed='haiku:dm-haiku optax:optax chex:chex absl:absl-py cloudpickle:cloudpickle ml_collections:ml-collections
   matplotlib:matplotlib PIL:pillow cv2:opencv-python-headless orbax.checkpoint:orbax-checkpoint rich:rich
   safetensors:safetensors sklearn:scikit-learn simplejpeg:simplejpeg tensorboardX:tensorboardX
   tensorflow_datasets:tensorflow-datasets flatbuffers:flatbuffers'

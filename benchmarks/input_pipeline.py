@@ -2,13 +2,17 @@
 
     python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --size=192 --workers=1 --json
 
-prints one measurement as a line of JSON. PHOTOGRAPHS holds one folder per class.
+prints one measurement as a line of JSON. PHOTOGRAPHS holds one folder per class. With
+``--shorter_side=400`` all of this measures photographs that were shrunk to 400 pixels, as
+``experiments.prepare`` shrinks them.
 
     python -m benchmarks.input_pipeline --data=tfds:cifar10 --dir=TFDS --size=32 --batch=512 \
         --augmentation=small --images=500000 --on_device --json
 
 measures the batches that the device makes of images that it holds.
-    python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --target_rate=5500
+
+    python -m benchmarks.input_pipeline --dir=PHOTOGRAPHS --target_rate=5500 \
+        --augmentation=nfnet_f0_on_device
 
 prints how many images a second a core reads, decodes and augments, and how many cores are wanted
 for an accelerator that takes so many images a second.
@@ -34,9 +38,10 @@ import numpy as np
 from jax import lax
 
 from benchmarks import compare, machine
+from benchmarks.photographs import shrunk
 from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.batch_context import Stream
-from nfnets_jax.data.decoding import Picture
+from nfnets_jax.data.decoding import DECODERS, Picture, Reading
 from nfnets_jax.data.examples import TrainExamples
 from nfnets_jax.data.mixing import Mixing
 from nfnets_jax.data.pipeline import Batches, train_batches
@@ -54,17 +59,21 @@ _NFNET_F0 = {
 _AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "flip": {"flip": True},
     "nfnet_f0": _NFNET_F0,
+    "nfnet_f0_on_device": {**_NFNET_F0, "on_device": True},
     "nfnet_f0_pairs": {**_NFNET_F0, "mixing": Mixing(0.2, True, mixtures_per_pair=2)},
     "small": {"flip": True, "crop": "pad", "padding": 4},
 }
 # Batches that the device makes without the host, as the configurations of CIFAR-10 log.
 _STRIDE = 25
+# Batches that are copied to measure it.
+_COPIED = 4
 
 
 def main() -> None:
     """Takes the measurement, or makes the table, that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", default="", help="photographs, or TFDS's data directory")
+    parser.add_argument("--shorter_side", type=int, help="shrink photographs to it first, pixels")
     parser.add_argument("--size", type=int, default=192, help="side of the images, pixels")
     parser.add_argument("--workers", type=int, default=1, help="processes; 0 reads in threads")
     parser.add_argument("--on_device", action="store_true", help="the device holds the images")
@@ -72,6 +81,7 @@ def main() -> None:
     parser.add_argument("--target_rate", type=float, help="images/s that an accelerator takes")
     parser.add_argument("--data", default="folder", help="folder, tfds:NAME or synthetic")
     parser.add_argument("--augmentation", default="flip", choices=_AUGMENTATIONS)
+    parser.add_argument("--decoder", default="auto", choices=DECODERS, help="of JPEGs")
     parser.add_argument("--repeats", type=int, default=1, help="of each image in a batch")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=2000, help="number of images to time")
@@ -81,12 +91,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=compare.RESULTS)
     arguments = parser.parse_args()
     try:
-        if arguments.json:
-            print(json.dumps(measure(arguments)))
-        elif arguments.target_rate is not None:
-            print(as_text(measure(arguments), arguments.target_rate))
-        else:
-            tabulate(arguments)
+        with shrunk(arguments.dir, arguments.shorter_side) as arguments.dir:
+            if arguments.json:
+                print(json.dumps(measure(arguments)))
+            elif arguments.target_rate is not None:
+                print(as_text(measure(arguments), arguments.target_rate))
+            else:
+                tabulate(arguments)
     except InputError as error:
         sys.exit(str(error))
 
@@ -96,11 +107,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     dataset = open_dataset(arguments.data, arguments.dir, size=arguments.size)
     augmentation = Augmentation(arguments.size, **_AUGMENTATIONS[arguments.augmentation])
     batches = train_batches(
-        dataset.train, augmentation, arguments.batch, seed=0, repeats=arguments.repeats
+        dataset.train,
+        augmentation,
+        arguments.batch,
+        seed=0,
+        reading=Reading(decoder=arguments.decoder),
+        repeats=arguments.repeats,
     )
     count = max(1, arguments.images // arguments.batch)
     measure_batches = _resident if arguments.on_device else _read
-    seconds, processor = measure_batches(batches, count, arguments.workers)
+    rates = measure_batches(batches, count, arguments.workers)
     return {
         "data": arguments.data,
         "size": arguments.size,
@@ -108,18 +124,23 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "on_device": arguments.on_device,
         "workers": arguments.workers,
         "augmentation": arguments.augmentation,
+        "decoder": arguments.decoder,
         "repeats": arguments.repeats,
-        "seconds": seconds,
-        "images_per_second": arguments.batch / seconds,
-        # Of this process, which only passes batches on if others read.
-        "own_seconds_per_image": processor,
+        "images_per_second": arguments.batch / rates["seconds"],
+        "decoded_per_second": arguments.batch * augmentation.images_per_example / rates["seconds"],
+        **rates,
         "images_per_second_and_core": stages(batches),
         **machine.describe(),
     }
 
 
-def _read(batches: Batches, count: int, workers: int) -> tuple[float, float]:
-    """Returns seconds a batch that the host reads, and this process's own seconds an image."""
+def _read(batches: Batches, count: int, workers: int) -> dict[str, float]:
+    """Measures batches that the host reads.
+
+    Returns:
+      Seconds a batch; this process's processor time an image, which only passes batches on if
+      others read; and the same for one copy of them, as a transfer to a device makes.
+    """
     with contextlib.closing(Reader(batches, num_workers=workers)) as reader:
         for _ in itertools.islice(reader, 2 * (workers + 2)):
             pass
@@ -128,11 +149,21 @@ def _read(batches: Batches, count: int, workers: int) -> tuple[float, float]:
             pass
         seconds = time.perf_counter() - start
         processor = time.process_time() - processor
-        return seconds / count, processor / (count * batches.local_size)
+        held = [next(reader)["image"] for _ in range(_COPIED)]
+    copy = np.ones_like(held[0])
+    start = time.thread_time()
+    for images in held:
+        np.copyto(copy, images)
+    copying = time.thread_time() - start
+    return {
+        "seconds": seconds / count,
+        "own_seconds_per_image": processor / (count * batches.local_size),
+        "copy_seconds_per_image": copying / (_COPIED * batches.local_size),
+    }
 
 
-def _resident(batches: Batches, count: int, workers: int) -> tuple[float, float]:
-    """Returns the same where one device makes the batches of images that it holds."""
+def _resident(batches: Batches, count: int, workers: int) -> dict[str, float]:
+    """Measures batches that one device makes of images that it holds, where nothing is copied."""
     del workers
     if why_not := obstacle(batches):
         raise InputError(f"--on_device: {why_not}")
@@ -152,11 +183,15 @@ def _resident(batches: Batches, count: int, workers: int) -> tuple[float, float]
         jax.block_until_ready(made.pop(0))  # The next one is queued.
     jax.block_until_ready(made)
     made_batches = strides * reader.longest_stride
-    seconds = (time.perf_counter() - start) / made_batches
-    return seconds, (time.process_time() - processor) / (made_batches * batches.local_size)
+    return {
+        "seconds": (time.perf_counter() - start) / made_batches,
+        "own_seconds_per_image": (time.process_time() - processor)
+        / (made_batches * batches.local_size),
+        "copy_seconds_per_image": 0.0,
+    }
 
 
-def stages(batches: Batches, rounds: int = 3) -> dict[str, float]:
+def stages(batches: Batches, rounds: int = 9) -> dict[str, float]:
     """Measures images per second of one core's time in each stage: the median of some batches."""
     examples = batches.examples
     assert isinstance(examples, TrainExamples)
@@ -174,7 +209,9 @@ def stages(batches: Batches, rounds: int = 3) -> dict[str, float]:
         context = examples.context(indices)
         images = np.stack(
             [
-                examples.transform.decode(Picture(*picture), context.rng(i, Stream.CROP))
+                examples.transform.decode(
+                    Picture(*picture, examples.reading), context.rng(i, Stream.CROP)
+                )
                 for i, picture in enumerate(pictures)
             ]
         )
@@ -189,18 +226,23 @@ def stages(batches: Batches, rounds: int = 3) -> dict[str, float]:
 def as_text(figures: dict[str, Any], target_rate: float) -> str:
     """Describes the stages, and the cores that an accelerator of ``target_rate`` images/s wants."""
     rates, own = figures["images_per_second_and_core"], figures["own_seconds_per_image"]
+    copying = figures["copy_seconds_per_image"]
     lines = [f"{stage}: {rate:,.0f} images/s on a core" for stage, rate in rates.items()]
-    working = target_rate * sum(1 / rate for rate in rates.values())
+    seconds = {stage: 1 / rate for stage, rate in rates.items()}
+    working = target_rate * sum(seconds.values())
+    share = 1 - seconds["augmenting"] / sum(seconds.values())
+    lines.append(f"all of it: {share:.1%} of the speed of reading and decoding alone")
     lines.append(
         f"measured: {figures['images_per_second']:,.0f} images/s, {figures['workers']} workers"
     )
     if not figures["workers"]:
         return "\n".join([*lines, f"{target_rate:,.0f} images/s want {working:.1f} cores"])
-    passing = target_rate * own
+    passing = target_rate * (own + copying)
     return "\n".join(
         [
             *lines,
-            f"the program's own process: {own * 1000:.1%} of a core for 1,000 images/s",
+            f"the program's own process: {own * 1000:.1%} of a core for 1,000 images/s, and "
+            f"{copying * 1000:.1%} for one copy of them, as a transfer makes",
             f"{target_rate:,.0f} images/s want {working + passing:.1f} cores: {working:.1f} for "
             f"workers, {passing:.1f} for the program's own process",
         ]
@@ -214,16 +256,24 @@ def tabulate(arguments: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "benchmarks.input_pipeline", "--json"]
     shape = [f"--size={arguments.size}", f"--batch={arguments.batch}"]
     amount = f"--images={arguments.images}"
-    ours = [*command, f"--dir={arguments.dir}", *shape, amount]
+    ours = [*command, f"--dir={arguments.dir}", *shape, amount, f"--decoder={arguments.decoder}"]
     augmented, pair = [*ours, "--augmentation=nfnet_f0"], [*ours, "--workers=2"]
     twice, repeated = [*ours, "--augmentation=nfnet_f0_pairs"], [*augmented, "--repeats=4"]
     commands = {
-        "RandAugment 4 x 5, MixUp and CutMix, one process, over without": (augmented, ours),
-        "the same with two mixtures of each pair, over one": (twice, augmented),
+        "F0, augmented on the host, with two mixtures of each pair, over one": (twice, augmented),
         "the same with each image four times in a batch, over once": (repeated, augmented),
         "two processes, over one": (pair, ours),
     }
-    conditions = {"size": arguments.size, "batch": arguments.batch}
+    # What is decoded is compared: F0 as published makes one image of two.
+    decoded = {
+        f"images decoded for F0, augmented on the {where}, one process, over crop and flip alone": (
+            [*ours, f"--augmentation={augmentation}"],
+            ours,
+        )
+        for where, augmentation in {"device": "nfnet_f0_on_device", "host": "nfnet_f0"}.items()
+    }
+    keys = ("size", "batch", "shorter_side", "decoder")
+    conditions = {key: getattr(arguments, key) for key in keys}
     try:
         script, versions = compare.peer(
             "tfdata_pipeline.py", arguments.peer_python, ("tensorflow",)
@@ -242,8 +292,12 @@ def tabulate(arguments: argparse.Namespace) -> None:
         commands[name] = ([*small, "--workers=0"], small)
     compare.measure(
         {
-            name: compare.Comparison(*pair, arguments.rounds, "images_per_second")
-            for name, pair in commands.items()
+            name: compare.Comparison(*pair, arguments.rounds, figure)
+            for figure, pairs in {
+                "images_per_second": commands,
+                "decoded_per_second": decoded,
+            }.items()
+            for name, pair in pairs.items()
         },
         conditions,
         arguments.out / "input",

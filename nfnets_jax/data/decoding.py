@@ -2,7 +2,8 @@
 
 Pixels are uint8 ``[H, W, C]``. They are normalized on the device, so that the transfer takes a
 quarter of the bytes. libjpeg-turbo decodes JPEG, through simplejpeg, a quarter faster than OpenCV,
-which decodes all other formats; what lies outside the wanted part is cut off before.
+which decodes all other formats; what lies outside the wanted part is cut off before. nvimgcodec may
+decode JPEG in its place.
 """
 
 import contextlib
@@ -19,9 +20,10 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 
+from nfnets_jax.data import nvimgcodec
 from nfnets_jax.data.jpeg import Box, Cut, cut
 from nfnets_jax.data.stages import timed_reading
-from nfnets_jax.errors import UnreadableImageError
+from nfnets_jax.errors import InputError, UnreadableImageError
 
 # Images are processed in parallel; threads within one would compete.
 cv2.setNumThreads(1)
@@ -30,6 +32,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Pillow warns of sizes, which Picture checks. A filter for one call is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+DECODERS = ("auto", "nvimgcodec")
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # EXIF's tag, and its values for images whose rows are columns.
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
@@ -44,10 +47,27 @@ class Reading:
         is taken: 57 bytes may say that they are four gigabytes.
       upright: whether to turn an image as the camera noted in its EXIF data. The usual ImageNet
         pipelines do not.
+      decoder: of the parts of JPEGs that are wanted at full resolution, one of ``DECODERS``:
+        ``"auto"`` is libjpeg-turbo. All else is left to the usual decoders.
+
+    Raises:
+      InputError: no decoder has this name, or it is not installed.
     """
 
     max_pixels: int = 10**8
     upright: bool = False
+    decoder: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise InputError(f"no decoder {self.decoder!r}; there are {', '.join(DECODERS)}")
+        if self.decoder == "nvimgcodec" and (missing := nvimgcodec.missing()):
+            raise InputError(missing)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether JPEGs are decoded on a GPU."""
+        return self.decoder == "nvimgcodec" and nvimgcodec.has_gpu()
 
 
 AS_USUAL = Reading()
@@ -83,7 +103,7 @@ class Picture:
           UnreadableImageError: the file is missing, damaged, too large or not an image. ``pixels``
             raises it too.
         """
-        self._name, self._keep = name, keep
+        self._name, self._keep, self._decoder = name, keep, reading.decoder
         self._jpeg: bytes | None = None
         self._pixels: np.ndarray | None = None
         self._orientation = 1
@@ -162,6 +182,11 @@ class Picture:
             stored = turned if self._orientation in _SIDEWAYS else whole
             pixels = self._upright(self._decode_jpeg(self._jpeg, stored, eighths))
             return _slice(pixels, box, whole, eighths)
+        if self._decoder == "nvimgcodec" and eighths == 8:
+            with self._named_errors():
+                decoded = nvimgcodec.decode(self._jpeg, box)
+            if decoded is not None:
+                return decoded
         with self._named_errors():
             encoded, around = cut(self._jpeg, box, shrink) or Cut(self._jpeg, whole)
         return _slice(self._decode_jpeg(encoded, around, eighths), box, around, eighths)

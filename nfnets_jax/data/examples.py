@@ -64,6 +64,11 @@ class Examples(Protocol):
         ...
 
     @property
+    def reading(self) -> Reading:
+        """How files are read."""
+        ...
+
+    @property
     def group_size(self) -> int:
         """Consecutive examples that are always loaded together."""
         ...

@@ -110,20 +110,22 @@ def _cut_out(encoded: bytes, layout: _Layout, box: Box) -> Cut | None:
     markers = markers[pixels[markers + 1] != 0]
     if len(markers) != per_row * -(-layout.height // height):
         return None
-    first, last = box.left // width, -(-(box.left + box.width) // width) - 1
-    rows = slice(box.top // height, -(-(box.top + box.height) // height))
-    stops = markers.reshape(-1, per_row)[rows, first : last + 1] + 2
-    starts = np.concatenate([[0], markers + 2])[:-1].reshape(-1, per_row)[rows, first]
+    ends = np.concatenate([[0], markers + 2])  # Of each interval, after that of the header.
+    rows = np.arange(box.top // height, -(-(box.top + box.height) // height))
+    columns = np.arange(box.left // width, -(-(box.left + box.width) // width) + 1)
+    wanted = ends[rows[:, None] * per_row + columns]
     header = bytearray(encoded[: layout.pixels_at])
     struct.pack_into(">HH", header, layout.size_at, box.height, box.width)
-    pieces = [pixels[start:stop] for start, stop in zip(starts, stops[:, -1], strict=True)]
-    joined = np.concatenate([header, *pieces])
+    compressed = memoryview(encoded)[layout.pixels_at :]
+    joined = header + b"".join(
+        compressed[start:stop] for start, stop in wanted[:, [0, -1]].tolist()
+    )
     # Decoders check that the markers count from 0 to 7, again and again, and that the file ends.
-    ends = np.cumsum(stops[:, -1] - starts) - stops[:, -1] + layout.pixels_at
-    numbers = np.arange(stops.size) % 8 + _RESTART
+    lengths = np.diff(wanted)
+    numbers = np.arange(lengths.size) % 8 + _RESTART
     numbers[-1] = _END[1]
-    joined[(stops + ends[:, None]).ravel() - 1] = numbers
-    return Cut(joined.tobytes(), box)
+    np.frombuffer(joined, np.uint8)[np.cumsum(lengths) + len(header) - 1] = numbers
+    return Cut(joined, box)
 
 
 def _layout(encoded: bytes) -> _Layout | None:

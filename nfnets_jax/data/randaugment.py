@@ -245,10 +245,11 @@ def draw(
 
 def as_numbers(operations: Sequence[Drawn]) -> np.ndarray:
     """Returns drawn operations as ``[layers, 4]`` float32: the operation and its parameters."""
-    numbers = np.zeros((len(operations), 1 + _MOST_PARAMETERS), np.float32)
-    for row, (operation, parameters) in zip(numbers, operations, strict=True):
-        row[: 1 + len(parameters)] = operation, *parameters
-    return numbers
+    padding = (0.0,) * _MOST_PARAMETERS
+    rows = [
+        (drawn.operation, *drawn.parameters, *padding)[: 1 + len(padding)] for drawn in operations
+    ]
+    return np.array(rows, np.float32)
 
 
 def apply(image: np.ndarray, operations: Sequence[Drawn]) -> np.ndarray:

@@ -85,7 +85,7 @@ class Experiment:
             f"classes ({config.data.name}), {test}; {self._augmenting}"
             f"{len(self.devices)} x {self.devices[0].device_kind}"
             f"{f' on {hosts} hosts' if hosts > 1 else ''}, batch {config.batch_size}"
-            f"{', training images in their memory' if self.resident else ''}"
+            f"{', training images in their memory' if self.resident else ''}{self._decoding}"
         )
 
     @property
@@ -94,6 +94,14 @@ class Experiment:
         if not self.augmentation.mixing and not self.augmentation.randaugment_layers:
             return ""
         return f"augmented on the {'device' if self.augmentation.on_device else 'host'}; "
+
+    @property
+    def _decoding(self) -> str:
+        """What decodes JPEGs, if it is not libjpeg-turbo."""
+        reading = self.train_batches.examples.reading
+        if reading.decoder == "auto":
+            return ""
+        return f", JPEGs decoded by {reading.decoder} on the {'GPU' if reading.on_gpu else 'CPU'}"
 
     @property
     def longest_stride(self) -> int:
@@ -280,7 +288,8 @@ def _open_dataset(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def _reading(config: ml_collections.ConfigDict) -> Reading:
-    return Reading(config.data.max_pixels, config.data.upright)
+    data = config.data
+    return Reading(data.max_pixels, data.upright, data.decoder)
 
 
 def _create_batches(

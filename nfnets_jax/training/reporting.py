@@ -267,7 +267,7 @@ def params_sha256(params: Mapping[str, Mapping[str, np.ndarray]]) -> str:
 
 def environment(devices: list[jax.Device]) -> dict[str, Any]:
     """Describes the date, the devices and the versions of packages, for reports."""
-    packages = ("jax", "jaxlib", "dm-haiku", "optax", "grain", "orbax-checkpoint", "numpy")
+    packages = ("jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "numpy")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": len(devices),

@@ -145,7 +145,7 @@ FIELDS: Fields = {
         ),
         "num_workers": Field(
             "processes that read images; 0: threads read them; auto: threads for images in "
-            "memory, else a process for each core but one",
+            "memory and for decoding on a GPU, else a process for each core but one",
             WORKERS,
             "auto",
         ),
@@ -153,6 +153,11 @@ FIELDS: Fields = {
             "of an image file; larger ones count as unreadable, before memory is taken",
             Range(1, 10**10, whole=True),
             10**8,
+        ),
+        "decoder": Field(
+            "of JPEGs: auto, libjpeg-turbo; nvimgcodec, on a GPU if there is one",
+            ("auto", "nvimgcodec"),
+            "auto",
         ),
         "upright": Field("turn photographs as the camera noted in EXIF", bool, False),
         "max_unreadable": Field("share of a split's images that may be unreadable", SHARE, 0.001),

@@ -29,6 +29,7 @@ _FREE_FIELDS = frozenset(
         "data.test_labels",
         "data.on_device",
         "data.num_workers",
+        "data.decoder",
         "data.max_unreadable",
         "augment.on_device",
     }

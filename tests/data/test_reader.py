@@ -1,24 +1,28 @@
 import contextlib
 import errno
+import gc
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import sys
-import types
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
-from nfnets_jax.data import shared_memory, worker_processes
+from nfnets_jax.data import worker_processes
 from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.mixing import Mixing
-from nfnets_jax.data.pipeline import train_batches
+from nfnets_jax.data.pipeline import eval_batches, train_batches
 from nfnets_jax.data.reader import Reader, auto_workers
+from nfnets_jax.data.shared_memory import SharedArrays
 from nfnets_jax.data.sources import Record
+from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.errors import InputError, WorkerError
 from tests.data.fake_sources import numbered
 
@@ -64,14 +68,52 @@ def test_threads_read_what_is_in_memory_and_processes_the_rest() -> None:
     assert auto_workers(encoded) == max(1, len(os.sched_getaffinity(0)) - 1)
 
 
-def test_threads_have_as_much_to_read_ahead_as_there_are(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("size", [4, 64, 1024])
+def test_all_threads_have_something_to_load(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough is loaded beside the batch that is waited for, and not much more."""
     monkeypatch.setattr("nfnets_jax.data.reader.cores", lambda: 16)
+    batches = train_batches(SOURCE, Augmentation(8), size, seed=0)
+    with contextlib.closing(Reader(batches)) as reader:
+        parts = max(1, size // 64)
+        assert 16 <= (reader._workers.ahead - 1) * parts < 16 + parts
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_batch_stays_as_it_is_while_anyone_holds_it(on_device: bool) -> None:
+    """On a CPU, JAX takes a batch's memory itself for an array; it must not be written again."""
     batches = train_batches(SOURCE, AUGMENTATION, 64, seed=0)
-    with contextlib.closing(Reader(batches)) as threads:
-        np.testing.assert_array_equal(next(threads)["image"], batches[0]["image"])
-    assert "smaller than num_threads" not in caplog.text
+
+    def prepare(batch: Any) -> Any:
+        return jax.device_put(batch["image"]) if on_device else batch["image"][8:40, ::2]
+
+    with contextlib.closing(Reader(batches, 0, 2, prepare=prepare)) as reader:
+        held = [next(reader) for _ in range(20)]
+    for index, images in enumerate(held):
+        expected = batches[index]["image"]
+        np.testing.assert_array_equal(images, expected if on_device else expected[8:40, ::2])
+
+
+def test_memory_is_used_again_once_nobody_holds_a_batch() -> None:
+    arrays = SharedArrays((2, 3))
+    _, first = arrays.lend()
+    number, second = arrays.lend()
+    assert not np.shares_memory(first, second)
+    address, view = second.ctypes.data, second[:, 1:][0]
+    del second
+    _, third = arrays.lend()
+    assert third.ctypes.data != address
+    del view
+    again, fourth = arrays.lend()
+    assert (again, fourth.ctypes.data) == (number, address)
+
+
+def test_a_view_outlives_the_object_that_lent_it() -> None:
+    arrays = SharedArrays((5000,))
+    _, array = arrays.lend()
+    array[:] = 7
+    view = array[4000:]
+    del arrays, array
+    assert np.unique(view).tolist() == [7]
 
 
 def test_prepared_batches_keep_their_order() -> None:
@@ -86,8 +128,26 @@ def test_prepared_batches_keep_their_order() -> None:
 def test_errors_in_loading_end_the_reading(workers: int) -> None:
     batches = train_batches(NoImages(), AUGMENTATION, 8, seed=0)
     with (
-        contextlib.closing(Reader(batches, 0, workers)) as reader,
         pytest.raises(InputError, match="100 images in a row cannot be read, the last: file"),
+        contextlib.closing(Reader(batches, 0, workers)) as reader,
+    ):
+        next(reader)
+
+
+class Moved(NoImages):
+    """Records of which all but the first have been moved away."""
+
+    def __getitem__(self, index: int) -> Record:
+        if index:
+            raise InputError(f"no record {index}")
+        return SOURCE[0]
+
+
+def test_an_error_in_a_worker_process_ends_the_reading() -> None:
+    batches = eval_batches(Moved(), CenterCrop(8), 3, batch_size=2)
+    with (
+        contextlib.closing(Reader(batches, 0, 1)) as reader,
+        pytest.raises(InputError, match="^no record 1$"),
     ):
         next(reader)
 
@@ -125,12 +185,30 @@ def test_a_frozen_worker_is_replaced_and_no_batch_is_lost(
     assert warnings[1].endswith("replacing the workers")
 
 
+def test_a_closed_reader_leaves_no_process_and_no_memory() -> None:
+    """A frozen worker process does not delay it."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc")
+    batches = train_batches(SOURCE, AUGMENTATION, 64, seed=0)
+    with contextlib.closing(Reader(batches, 0, 1)) as reader:
+        batch = next(reader)
+        [worker, *_] = multiprocessing.active_children()
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+    assert not multiprocessing.active_children()
+    del reader
+    assert "memfd:images" in maps.read_text()
+    del batch
+    gc.collect()
+    assert "memfd:images" not in maps.read_text()
+
+
 PROGRAM = """
 import os, signal, sys
 import numpy as np
 from nfnets_jax.data import worker_processes
 from nfnets_jax.data.augmentation import Augmentation
-from nfnets_jax.data.pipeline import train_batches
+from nfnets_jax.data.pipeline import eval_batches, train_batches
 from nfnets_jax.data.reader import Reader
 from tests.data.fake_sources import numbered
 import multiprocessing
@@ -176,94 +254,44 @@ def test_workers_that_keep_dying_end_the_reading(monkeypatch: pytest.MonkeyPatch
 
     class Dying:
         def __next__(self) -> None:
-            raise RuntimeError("Worker process was terminated unexpectedly with exit code -9.")
+            raise BrokenProcessPool
 
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(Reader, "_read_ahead", lambda self: Dying())
+    monkeypatch.setattr(Reader, "_read_ahead", lambda self, start: Dying())
     with pytest.raises(WorkerError, match="keep being killed.*use fewer of them"):
         next(Reader(batches, 0, 1, warn=lambda line: None))
 
 
-def shared_memory_of(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """Lets the system say that 64 MiB of shared memory have this many bytes free."""
-    said = types.SimpleNamespace(f_frsize=4096, f_blocks=2**14, f_bavail=free // 4096)
-    monkeypatch.setattr(shared_memory.os.path, "isdir", lambda path: True)
-    monkeypatch.setattr(shared_memory.os, "statvfs", lambda path: said)
+def test_threads_read_where_there_is_no_room_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-
-def warnings_of_reading(workers: int) -> list[str]:
-    """Reads three batches, which must be the right ones."""
-    batches = train_batches(numbered(4, size=64), Augmentation(64, "pad"), 128, seed=0)
+    monkeypatch.setattr(SpawnContext, "Semaphore", full)
+    monkeypatch.setattr(SpawnContext, "BoundedSemaphore", full)
+    batches = train_batches(SOURCE, AUGMENTATION, 64, seed=0)
     warnings: list[str] = []
-    with contextlib.closing(Reader(batches, 0, workers, warn=warnings.append)) as reader:
+    with contextlib.closing(Reader(batches, 0, 2, warn=warnings.append)) as reader:
         for index in range(3):
             np.testing.assert_array_equal(next(reader)["image"], batches[index]["image"])
-    return warnings
+    assert warnings == [
+        "no room for the locks of worker processes, No space left on device: docker run "
+        "--shm-size=64m makes room in /dev/shm; threads read images in their place"
+    ]
 
 
-def test_images_go_through_pipes_where_shared_memory_is_short(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shared_memory_of(monkeypatch, free=2**20)
-    created: list[object] = []
-    monkeypatch.setattr(SharedMemoryArray, "from_metadata", created.append)
-    [warning] = warnings_of_reading(workers=1)
-    assert re.fullmatch(
-        r"worker processes need about 1\d\.\d MiB of shared memory, and /dev/shm has 1\.0 MiB "
-        "free: docker run --shm-size=128m makes room, data.num_workers=0 reads in threads and "
-        "needs none; images go through pipes, which takes longer",
-        warning,
-    )
-    assert not created, "an array came in shared memory"
-
-
-def test_the_need_grows_with_images_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker was seen to hold 4.9 MB, two 10.6 MB, at batch 64 of 64 pixels."""
-    shared_memory_of(monkeypatch, free=2**26)
-    monkeypatch.setattr(Reader, "_read_ahead", lambda self: contextlib.nullcontext())
-    batches = train_batches(numbered(4, size=64), Augmentation(64, "pad"), 64, seed=0)
-    needed = [Reader(batches, 0, workers)._shared_bytes / 1e6 for workers in (0, 1, 2)]
-    assert needed[0] == 0
-    assert 4.9 < needed[1] < 1.5 * 4.9
-    assert 10.6 < needed[2] < 1.5 * 10.6
-
-
-def test_threads_read_where_there_is_no_room_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared_memory_of(monkeypatch, free=4096)
-    [warning] = warnings_of_reading(workers=2)
-    assert "/dev/shm has 0.0 MiB free" in warning
-    assert warning.endswith("; threads read images in place of worker processes")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search"),
-        OSError(errno.ENOSPC, "No space left on device", "/psm_1"),
-    ],
-)
-def test_threads_read_on_where_shared_memory_runs_out(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    class Full:
-        def __next__(self) -> None:
-            raise error
-
-        def close(self) -> None:
-            pass
-
-    original = Reader._read_ahead
-    monkeypatch.setattr(
-        Reader, "_read_ahead", lambda self: Full() if self._num_workers else original(self)
-    )
-    [warning] = warnings_of_reading(workers=2)
-    assert warning.startswith("worker processes ran out of shared memory, /dev/shm is full: docker")
+def test_images_take_no_room_in_dev_shm() -> None:
+    """A container has 64 MB there unless it is told otherwise."""
+    if not os.path.isdir("/dev/shm"):
+        pytest.skip("no /dev/shm")
+    batches = train_batches(numbered(4, size=64), Augmentation(64, "pad"), 512, seed=0)
+    before = set(os.listdir("/dev/shm"))
+    with contextlib.closing(Reader(batches, 0, 1)) as reader:
+        held = [next(reader)["image"] for _ in range(2)]
+        added = [Path("/dev/shm", name) for name in set(os.listdir("/dev/shm")) - before]
+        assert sum(path.stat().st_size for path in added) < 10**5 < held[0].nbytes
 
 
 def test_other_errors_of_the_system_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reader, "_read_ahead", lambda self: map(open, ["/no/such/file"]))
+    monkeypatch.setattr(Reader, "_read_ahead", lambda self, start: map(open, ["/no/such/file"]))
     batches = train_batches(SOURCE, AUGMENTATION, 64, seed=0)
     with pytest.raises(FileNotFoundError):
         next(Reader(batches, 0, 1))

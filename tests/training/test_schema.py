@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from experiments import configs, recipes
 from nfnets_jax.data.augmentation import CROPS
+from nfnets_jax.data.decoding import DECODERS
 from nfnets_jax.data.transforms import EVAL_CROPS
 from nfnets_jax.errors import InputError
 from nfnets_jax.ranges import Range
@@ -116,10 +117,11 @@ def test_values_are_explained() -> None:
     assert "batch_size = required" in schema.explain()
 
 
-def test_the_words_for_crops_are_those_of_the_data() -> None:
+def test_the_words_for_crops_and_decoders_are_those_of_the_data() -> None:
     fields = dict(schema.walk())
     assert fields["data.crop"].takes == CROPS
     assert fields["data.test_crop"].takes == tuple(EVAL_CROPS)
+    assert fields["data.decoder"].takes == DECODERS
 
 
 def test_the_documentation_has_all_fields() -> None:

@@ -81,7 +81,7 @@ import nfnets_jax
 model = nfnets_jax.create_model("nfnet_micro", 10, **{settings!r})
 nfnets_jax.load_pretrained("nfnet_micro", {str(weights)!r}, **{settings!r})
 nfnets_jax.preprocess(np.zeros((20, 30, 3), np.uint8), model)
-unwanted = ("tensorboardX", "matplotlib", "orbax", "ml_collections", "grain", "nfnets_jax.training")
+unwanted = ("tensorboardX", "matplotlib", "orbax", "ml_collections", "nfnets_jax.training")
 print([name for name in unwanted if name in sys.modules])
 """
     result = subprocess.run(

@@ -257,9 +257,9 @@ def test_bad_input_is_named(
 
 
 def test_loading_needs_what_the_library_needs(tmp_path: Path, micro: Tree) -> None:
-    """No Orbax, no Grain, no safetensors for a published file."""
+    """No Orbax, no safetensors for a published file."""
     write_published(tmp_path / "F0", micro)
-    blocked = ("orbax", "grain", "safetensors", "cv2", "rich", "torch", "dill")
+    blocked = ("orbax", "safetensors", "cv2", "rich", "torch", "dill")
     script = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
         "import nfnets_jax\n"
