@@ -80,7 +80,7 @@ class Task:
     label_smoothing: float = 0.0
     augmentation: KeyedAugmentation = KeyedAugmentation()  # noqa: RUF009, it is immutable
 
-    def schedule(self, step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    def schedule(self, step: jax.typing.ArrayLike) -> Any:
         """Returns the learning rate of a step over that of the peak."""
         rise = optax.linear_schedule(0.0, 1.0, self.warmup_steps)
         if not self.decays:
@@ -157,15 +157,7 @@ def train(
             f"a batch of {task.batch_size} images from {len(data.labels)}: use a smaller batch"
         )
     epoch_steps = min(task.steps, steps_per_epoch)
-    # Fewer devices would be another program to compile.
-    padded = [*runs, *[runs[-1]] * (each * len(devices) - len(runs))]
-    grouped = Run(
-        *(
-            # Whole numbers among the rates would be another program.
-            np.array(values, np.uint32 if name == "seed" else np.float32).reshape(-1, each)
-            for name, values in zip(Run._fields, zip(*padded, strict=True), strict=True)
-        )
-    )
+    grouped = _by_device(runs, len(devices), each)
     held = replicate(data, devices)
     program = _program(task, dataset.mean, dataset.std, epoch_steps, each > 1, tuple(devices))
 
@@ -325,6 +317,20 @@ def _data(dataset: Dataset) -> _Data:
             raise InputError("a population trains on images in memory, and these are not")
         arrays += [source.images, source.labels.astype(np.int32)]
     return _Data(*arrays)
+
+
+def _by_device(runs: Sequence[Run], devices: int, each: int) -> Run:
+    """Returns the numbers of the runs as arrays ``[devices, each]``, the last run as often again.
+
+    Fewer devices, or whole numbers among the rates, would be another program to compile.
+    """
+    padded = [*runs, *[runs[-1]] * (devices * each - len(runs))]
+    dtypes: Any = {"seed": np.uint32}
+    arrays: dict[str, Any] = {
+        name: np.array(values, dtypes.get(name, np.float32)).reshape(devices, each)
+        for name, values in zip(Run._fields, zip(*padded, strict=True), strict=True)
+    }
+    return Run(**arrays)
 
 
 def _first(devices: Sequence[jax.Device], first: int) -> chex.Array:

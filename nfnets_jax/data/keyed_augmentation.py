@@ -67,9 +67,7 @@ class KeyedAugmentation:
         batch = {"image": images, "label": labels}
         if self.mixup_alpha:
             if len(images) % 2:
-                raise InputError(
-                    f"a batch of {len(images)} images has no pairs to mix: use an even"
-                )
+                raise InputError(f"a batch of {len(images)} images is odd: it is mixed in pairs")
             share, batch["mixing"] = draw_mixing(mix_key, images.shape, self.mixup_alpha)
             batch |= {"share": share, "other_label": labels[jnp.arange(len(labels)) ^ 1]}
         if self.layers:
