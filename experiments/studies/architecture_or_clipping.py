@@ -75,8 +75,12 @@ COMBINATIONS = [Factors(*levels) for levels in itertools.product((True, False), 
 
 
 def arms(budget: str) -> dict[str, Arm]:
-    """Returns the sixteen networks, by name."""
-    return {factors.name: _arm(budget, factors) for factors in COMBINATIONS}
+    """Returns the networks by name; ``smoke`` leaves out those that are augmented."""
+    return {
+        factors.name: _arm(budget, factors)
+        for factors in COMBINATIONS
+        if not (factors.augmented and budget == "smoke")
+    }
 
 
 def _arm(budget: str, factors: Factors) -> Arm:
@@ -101,16 +105,20 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
 
 
 def effects(runs: TunedRuns) -> dict[str, intervals.Interval]:
-    """Returns the main effect of each factor, and that of AGC at each level of the others."""
-    top1 = {factors: next(iter(runs.top1(factors.name).values())) for factors in COMBINATIONS}
-    found = {
-        f"{on}, less {off}": _effect(top1, factor, COMBINATIONS)
-        for factor, (on, off) in _LEVELS.items()
-    }
+    """Returns the main effect of each factor, and that of AGC at each level of the others.
+
+    They are those of the combinations that were trained; a factor of one level has none.
+    """
+    trained = ((factors, runs.top1(factors.name)) for factors in COMBINATIONS)
+    top1 = {factors: next(iter(by_batch.values())) for factors, by_batch in trained if by_batch}
+    found = {}
+    for factor, (on, off) in _LEVELS.items():
+        if len({getattr(factors, factor) for factors in top1}) == 2:
+            found[f"{on}, less {off}"] = _effect(top1, factor, list(top1))
     for factor, levels in _LEVELS.items():
         for level, is_on in zip(levels, (True, False), strict=True):
-            if factor != "agc":
-                own = [each for each in COMBINATIONS if getattr(each, factor) == is_on]
+            own = [factors for factors in top1 if getattr(factors, factor) == is_on]
+            if own and factor != "agc":
                 found[f"AGC, less no AGC: {level}"] = _effect(top1, "agc", own)
     return found
 
@@ -143,7 +151,8 @@ def draw(found: Mapping[str, intervals.Interval]) -> Figure:
     axes.errorbar(points, list(found), xerr=bars, fmt="o", capsize=3)
     axes.axvline(0, color="C7")
     axes.invert_yaxis()
-    largest = max(list(found)[: len(_LEVELS)], key=lambda name: abs(found[name].estimate))
+    main = [name for name in found if ":" not in name]
+    largest = max(main, key=lambda name: abs(found[name].estimate))
     axes.set(xlabel="points of test top-1", title=f"Largest main effect: {largest}")
     axes.grid(alpha=0.3)
     return figure

@@ -22,9 +22,10 @@ def test_all_networks_have_about_as_many_multiply_adds(budget: str) -> None:
 
 
 def test_every_combination_is_trained_as_its_name_says(
-    tmp_path: Path, trained: list[tuple[Task, Run, int]]
+    tmp_path: Path, trained: list[tuple[Task, Run, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study.study(tmp_path, "smoke", None)
+    monkeypatch.setitem(study.BUDGETS, "cpu", study.BUDGETS["smoke"])
+    study.study(tmp_path, "cpu", None)
     made = {
         Factors(
             task.model.name == "nfnet_tiny",
@@ -35,6 +36,21 @@ def test_every_combination_is_trained_as_its_name_says(
         for task, run, _ in trained
     }
     assert made == set(COMBINATIONS)
+
+
+def test_the_smoke_study_has_no_effect_of_augmentation(
+    tmp_path: Path, trained: list[tuple[Task, Run, int]]
+) -> None:
+    effects, accuracies = study.study(tmp_path, "smoke", None).tables
+    assert "| normalizer-free, less batch norm |" in effects
+    assert "RandAugment" not in effects + accuracies
+
+
+@pytest.mark.slow
+def test_the_smoke_study_trains_half_of_the_combinations(tmp_path: Path) -> None:
+    found = study.study(tmp_path, "smoke", None)
+    assert len(found.rows) == len(COMBINATIONS) / 2
+    assert all(0 <= row["top1"] <= 1 for row in found.rows)
 
 
 def test_effects_are_the_differences_that_factors_make() -> None:
