@@ -29,6 +29,7 @@ from nfnets_jax.data.sources import Dataset
 from nfnets_jax.models.registry import Model
 
 from .. import population, process
+from ..pure_run import Run, Task
 from . import command, grid, images, intervals, results
 
 
@@ -115,7 +116,7 @@ def _search(
     dataset: Dataset,
 ) -> list[grid.Row]:
     """Bisects all arms and seeds of one network together: each round is a population."""
-    task = population.Task(
+    task = Task(
         create_model(design, point["network"], point["blocks"]),
         point["batch_size"],
         design.steps,
@@ -196,12 +197,12 @@ def create_model(design: Budget, network: str, blocks: int) -> Model:
 
 
 def _final_losses(
-    task: population.Task, dataset: Dataset, members: Sequence[grid.Settings]
+    task: Task, dataset: Dataset, members: Sequence[grid.Settings]
 ) -> list[dict[str, Any]]:
     """Returns the mean loss of the last quarter of each run's steps; NaN where it diverged."""
     runs = [
         # Without weight decay: it would bound the kernels and so, by itself, the rate.
-        population.Run(member["seed"], member["learning_rate"], member["clipping"], 0.0)
+        Run(member["seed"], member["learning_rate"], member["clipping"], 0.0)
         for member in members
     ]
     outcomes = population.train(task, dataset, runs)

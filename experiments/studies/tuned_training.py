@@ -22,6 +22,7 @@ from nfnets_jax.data.keyed_augmentation import KeyedAugmentation
 from nfnets_jax.data.sources import Dataset
 
 from .. import population
+from ..pure_run import Run, Task
 from . import grid, images, intervals, results
 
 # Rounds of neighbours, each a step of the best pair.
@@ -126,7 +127,7 @@ def train_tuned(
         "epochs": budget.epochs,
     }
 
-    def task_of(settings: grid.Settings) -> population.Task:
+    def task_of(settings: grid.Settings) -> Task:
         learned = datasets[settings["held_out"]]
         flips = data_dir is not None  # A mirrored digit is another one.
         return _task(arms[settings["arm"]], settings["batch_size"], budget, learned, size, flips)
@@ -135,7 +136,7 @@ def train_tuned(
         task, runs = task_of(chunk[0]), []
         for settings in chunk:
             rate = settings["learning_rate"] * settings["batch_size"] / 256
-            runs.append(population.Run(settings["seed"], rate, settings["clipping"]))
+            runs.append(Run(settings["seed"], rate, settings["clipping"]))
         outcomes = population.train(task, datasets[chunk[0]["held_out"]], runs)
         return [_figures(outcome, budget.epochs) for outcome in outcomes]
 
@@ -215,11 +216,11 @@ def untried_neighbours(rows: Sequence[grid.Row]) -> list[tuple[float, float]]:
 
 def _task(
     arm: Arm, batch_size: int, budget: Budget, dataset: Dataset, size: int, flips: bool
-) -> population.Task:
+) -> Task:
     steps = max(1, round(budget.epochs * len(dataset.train) / batch_size))
     # RandAugment takes images of three channels, which the digits are not.
     layers = _RANDAUGMENT_LAYERS if arm.augmented and dataset.channels == 3 else 0
-    return population.Task(
+    return Task(
         nfnets_jax.create_model(
             arm.model,
             _CLASSES,

@@ -9,7 +9,7 @@ import pytest
 
 import nfnets_jax
 from experiments import population
-from experiments.population import Run, Task
+from experiments.pure_run import Run, Task
 from nfnets_jax.data.keyed_augmentation import KeyedAugmentation
 from nfnets_jax.data.sources import ArraySource, Dataset
 from nfnets_jax.errors import InputError

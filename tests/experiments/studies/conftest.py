@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from experiments import population
-from experiments.population import Outcome, Run, Task
+from experiments.population import Outcome
+from experiments.pure_run import Run, Task
 from nfnets_jax.data.sources import Dataset
 
 BEST_RATE, BEST_THRESHOLD = 0.8, 0.02

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 import nfnets_jax
-from experiments.population import Run, Task
+from experiments.pure_run import Run, Task
 from experiments.studies import architecture_or_clipping as study
 from experiments.studies.architecture_or_clipping import COMBINATIONS, Factors
 from experiments.studies.tuned_training import TunedRuns

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 import nfnets_jax
-from experiments.population import Run, Task
+from experiments.pure_run import Run, Task
 from experiments.studies import batch_scaling_accuracy as study
 from experiments.studies.tuned_training import Arm
 from nfnets_jax.models import counting

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 import nfnets_jax
-from experiments.population import Run, Task
 from experiments.published_results import PUBLISHED
+from experiments.pure_run import Run, Task
 from experiments.studies import efficiency, results
 from nfnets_jax.models.counting import summarize
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.population import Run, Task
+from experiments.pure_run import Run, Task
 from experiments.studies import grid, tuned_training
 from experiments.studies.tuned_training import Arm, Budget
 
