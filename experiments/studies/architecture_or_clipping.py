@@ -138,7 +138,7 @@ def effect_table(found: Mapping[str, intervals.Interval]) -> str:
         "Effects on test top-1 in points, means over the combinations of the other factors, with "
         "their 95% bootstrap intervals.",
         ("effect", "points"),
-        [(name, effect.text()) for name, effect in found.items()],
+        [(name, effect.points()) for name, effect in found.items()],
     )
 
 

@@ -76,7 +76,7 @@ def difference_table(runs: TunedRuns) -> str:
     for batch_size, plain in runs.top1(FREE).items():
         for name in (CLIPPED, NORMALIZED):
             gain = intervals.difference(runs.top1(name)[batch_size], plain)
-            rows.append((batch_size, f"{name}, less {FREE}", gain.text()))
+            rows.append((batch_size, f"{name}, less {FREE}", gain.points()))
     return results.table(
         "Differences of test top-1 in points, with their 95% bootstrap intervals.",
         ("batch size", "difference", "points"),
@@ -88,7 +88,7 @@ def title_of(runs: TunedRuns) -> str:
     """Returns the finding: what AGC gains at the largest batch."""
     batch_size, plain = max(runs.top1(FREE).items())
     gain = intervals.difference(runs.top1(CLIPPED)[batch_size], plain)
-    return f"At batch {batch_size}, AGC changes test top-1 by {gain.text()}"
+    return f"At batch {batch_size}, AGC changes test top-1 by {gain.points()} points"
 
 
 if __name__ == "__main__":

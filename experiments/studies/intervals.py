@@ -21,11 +21,15 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def text(self, form: str = "+.1%") -> str:
+    def text(self, form: str) -> str:
         """Returns the interval as a table shows it, each number in a format."""
         if math.isnan(self.low):
             return f"{self.estimate:{form}}"
         return f"{self.estimate:{form}} ({self.low:{form}} to {self.high:{form}})"
+
+    def points(self) -> str:
+        """Returns an interval of shares as a table shows it, in percentage points."""
+        return Interval(*(100 * number for number in self)).text("+.1f")
 
 
 def mean(values: Sequence[float]) -> Interval:

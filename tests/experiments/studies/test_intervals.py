@@ -26,4 +26,5 @@ def test_one_value_has_no_interval_and_equal_values_have_one_of_no_width() -> No
     one = intervals.mean([0.5])
     assert math.isnan(one.low)
     assert one.text(".1%") == "50.0%"
+    assert intervals.Interval(0.012, -0.03, 0.05).points() == "+1.2 (-3.0 to +5.0)"
     assert intervals.mean([0.5, 0.5]).text(".1%") == "50.0% (50.0% to 50.0%)"
