@@ -16,7 +16,7 @@ digits.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +37,7 @@ class Budget(NamedTuple):
     """The size of the study.
 
     Attributes:
-      batch_sizes: images per step.
-      blocks: depths of the network.
+      batch_sizes: images per step, for each number of blocks of the network.
       thresholds: of AGC.
       seeds: of each point.
       steps: updates of each run, the first quarter of them the warm-up.
@@ -47,8 +46,7 @@ class Budget(NamedTuple):
       rungs: number of rates, the lowest of which is ``_LOWEST_RATE``.
     """
 
-    batch_sizes: tuple[int, ...]
-    blocks: tuple[int, ...]
+    batch_sizes: Mapping[int, tuple[int, ...]]
     thresholds: tuple[float, ...]
     seeds: int
     steps: int
@@ -58,16 +56,21 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "smoke": Budget((16, 64), (2,), (0.01,), 1, steps=8, image_size=8, width=8, rungs=3),
+    "smoke": Budget({2: (16, 64)}, (0.01,), 1, steps=8, image_size=8, width=8, rungs=3),
     "cpu": Budget(
-        (64, 256, 1024), (8, 24), (0.01, 0.04, 0.16), 3, 32, image_size=8, width=16, rungs=31
+        {8: (64, 256, 1024), 24: (64, 256)},
+        (0.01, 0.04, 0.16),
+        seeds=3,
+        steps=32,
+        image_size=8,
+        width=16,
+        rungs=31,
     ),
     "gpu": Budget(
-        (64, 256, 1024, 2048),
-        (8, 16, 33),
+        dict.fromkeys((8, 16, 33), (64, 256, 1024, 2048)),
         (0.01, 0.04, 0.16),
-        5,
-        200,
+        seeds=5,
+        steps=200,
         image_size=16,
         width=64,
         rungs=31,
@@ -93,12 +96,16 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
         "rungs": design.rungs,
     }
     rows: list[grid.Row] = []
-    for blocks in design.blocks:
-        for batch_size in design.batch_sizes:
-            for network in _MODELS:
-                point = {"network": network, "batch_size": batch_size, "blocks": blocks}
-                print(f"{network}, batch {batch_size}, {blocks} blocks", flush=True)
-                rows += _search(workdir, conditions, design, point, dataset)
+    points = [
+        {"network": network, "batch_size": batch_size, "blocks": blocks}
+        for blocks, batch_sizes in design.batch_sizes.items()
+        for batch_size in batch_sizes
+        for network in _MODELS
+    ]
+    for number, point in enumerate(points, 1):
+        shown = "{network}, batch {batch_size}, {blocks} blocks".format(**point)
+        print(f"search {number} of {len(points)}: {shown}", flush=True)
+        rows += _search(workdir, conditions, design, point, dataset)
     limits = largest_rates(rows)
     return results.Results(
         {**conditions, "seeds": design.seeds},
