@@ -49,9 +49,14 @@ _PUBLISHED_FAMILIES = {"nfnet_f": "NFNet", "efficientnet_b": "EfficientNet"}
 def networks(budget: str) -> dict[str, Arm]:
     """Returns the networks by family and size.
 
-    At 32 pixels, sizes XS to L have about 5, 8, 20 and 60 million multiply-adds.
+    At 32 pixels, sizes XS to L have about 5, 8, 20 and 60 million multiply-adds; XXS compiles fast.
     """
     sizes = {
+        "XXS": (
+            _nfnet((8, 8, 8, 8), (1, 1, 1, 1), group_size=4),
+            _nf_regnet((8, 8, 8, 8), (1, 1, 1, 1)),
+            _efficientnet(0.1, 0.1),
+        ),
         "XS": (
             _nfnet((16, 32, 48, 48), (1, 1, 1, 1), group_size=8),
             _nf_regnet((16, 24, 48, 96), (1, 1, 2, 1)),
@@ -73,7 +78,7 @@ def networks(budget: str) -> dict[str, Arm]:
             _efficientnet(0.8, 0.8),
         ),
     }
-    chosen = {"smoke": ("XS",), "cpu": ("XS", "S", "M"), "gpu": ("S", "M", "L")}[budget]
+    chosen = {"smoke": ("XXS",), "cpu": ("XS", "S", "M"), "gpu": ("S", "M", "L")}[budget]
     return {
         f"{family} {size}": network
         for size in chosen
