@@ -24,6 +24,7 @@ TRAINING = [
     "rich>=13.7",
     "safetensors>=0.4.3",
     "scikit-learn>=1.4",
+    "scipy>=1.15",
     "simplejpeg>=1.8",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.7",

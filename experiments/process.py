@@ -13,6 +13,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _MADV_HUGEPAGE = 14
 # Share of the machine's memory; Linux may refuse all of it.
 _HUGE_SHARE = 0.75
+# XLA's flag for the number of CPU devices.
+DEVICES_FLAG = "--xla_force_host_platform_device_count"
 
 
 def cache_compiled_programs() -> None:
@@ -25,6 +27,26 @@ def cache_compiled_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "nfnets_jax" / "xla"))
+
+
+def use_cores_as_devices() -> None:
+    """Makes each core a device of JAX with one thread, where JAX computes on CPUs alone.
+
+    Small runs side by side, one a device, use the cores better than one run on all of them. Call it
+    before JAX starts. It does nothing where ``XLA_FLAGS`` sets the number of CPU devices.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if has_accelerators() or DEVICES_FLAG in flags:
+        return
+    own = f"{DEVICES_FLAG}={len(cores())} --xla_cpu_multi_thread_eigen=false"
+    os.environ["XLA_FLAGS"] = f"{flags} {own}".strip()
+
+
+def cores() -> list[int]:
+    """Returns the processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def keep_freed_memory() -> None:

@@ -10,7 +10,6 @@ from nfnets_jax.errors import InputError
 
 from .. import process
 
-_DEVICES_FLAG = "--xla_force_host_platform_device_count"
 _IS_FOLLOWER = "NFNETS_IS_FOLLOWER"
 
 
@@ -43,12 +42,12 @@ def start(processes: int, batch_size: int) -> Membership | None:
     """
     if processes < 0:
         raise InputError(f"{processes} processes; it takes 1 or more, or 0 for one a core")
-    cores = _cores()
+    cores = process.cores()
     if not processes:
         shares = range(1, len(cores) + 1)
         processes = max(count for count in shares if batch_size % count == 0)
     xla_flags = os.environ.get("XLA_FLAGS", "")
-    if processes == 1 or process.has_accelerators() or _DEVICES_FLAG in xla_flags:
+    if processes == 1 or process.has_accelerators() or process.DEVICES_FLAG in xla_flags:
         return None
     os.environ["XLA_FLAGS"] = f"{xla_flags} --xla_cpu_multi_thread_eigen=false".strip()
     first = Membership(f"127.0.0.1:{free_port()}", processes, 0)
@@ -67,12 +66,6 @@ def start(processes: int, batch_size: int) -> Membership | None:
 def is_follower() -> bool:
     """Returns whether another process started this one, and reports for both."""
     return _IS_FOLLOWER in os.environ
-
-
-def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _pin(pid: int, core: int) -> None:

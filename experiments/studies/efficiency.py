@@ -6,7 +6,7 @@ networks by the time of a training step.
     python -m experiments.studies.efficiency --budget=cpu --data_dir=TFDS_DIR
 
 Design: NFNets with AGC, NF-RegNets and EfficientNets, each in three sizes with about as many
-multiply-adds, learn CIFAR-10 for the same number of epochs. Learning rates are tuned as
+multiply-adds, learn CIFAR-10 for the same number of epochs. Rates and thresholds are tuned as
 ``tuned_training`` describes. Accuracy is set against multiply-adds, parameters and training time,
 above the same axes for the published networks on ImageNet. Without ``--data_dir`` the networks
 learn the embedded digits.
@@ -24,12 +24,13 @@ import nfnets_jax
 from nfnets_jax.models import counting
 from nfnets_jax.models.registry import Model
 
+from .. import process
 from ..published_results import PUBLISHED
-from . import command, results, tuned_training
-from .tuned_training import Budget, Network, TunedRuns
+from . import command, intervals, results, tuned_training
+from .tuned_training import Arm, Budget, TunedRuns
 
 BUDGETS = {
-    "smoke": Budget(0.1, (64,), (0.2,), seeds=1, image_size=8),
+    "smoke": Budget(0.1, (64,), (0.2,), seeds=1, tunes=False),
     "cpu": Budget(1, (64,), (0.2, 0.8), seeds=3, image_size=16),
     "gpu": Budget(60, (256,), (0.05, 0.1, 0.2, 0.4), seeds=3),
 }
@@ -45,12 +46,17 @@ _PUBLISHED_BATCH = 32
 _PUBLISHED_FAMILIES = {"nfnet_f": "NFNet", "efficientnet_b": "EfficientNet"}
 
 
-def networks(budget: str) -> dict[str, Network]:
+def networks(budget: str) -> dict[str, Arm]:
     """Returns the networks by family and size.
 
-    At 32 pixels, sizes XS to L have about 5, 8, 20 and 60 million multiply-adds.
+    At 32 pixels, sizes XS to L have about 5, 8, 20 and 60 million multiply-adds; XXS compiles fast.
     """
     sizes = {
+        "XXS": (
+            _nfnet((8, 8, 8, 8), (1, 1, 1, 1), group_size=4),
+            _nf_regnet((8, 8, 8, 8), (1, 1, 1, 1)),
+            _efficientnet(0.1, 0.1),
+        ),
         "XS": (
             _nfnet((16, 32, 48, 48), (1, 1, 1, 1), group_size=8),
             _nf_regnet((16, 24, 48, 96), (1, 1, 2, 1)),
@@ -72,7 +78,7 @@ def networks(budget: str) -> dict[str, Network]:
             _efficientnet(0.8, 0.8),
         ),
     }
-    chosen = {"smoke": ("XS",), "cpu": ("XS", "S", "M"), "gpu": ("S", "M", "L")}[budget]
+    chosen = {"smoke": ("XXS",), "cpu": ("XS", "S", "M"), "gpu": ("S", "M", "L")}[budget]
     return {
         f"{family} {size}": network
         for size in chosen
@@ -80,21 +86,21 @@ def networks(budget: str) -> dict[str, Network]:
     }
 
 
-def _nfnet(width: tuple[int, ...], depth: tuple[int, ...], group_size: int) -> Network:
+def _nfnet(width: tuple[int, ...], depth: tuple[int, ...], group_size: int) -> Arm:
     stem = ((16, 1), (width[0] // 2, 1))
     overrides = {"width": width, "depth": depth, "stem": stem, "group_size": group_size}
-    return Network("nfnet_tiny", _COLORS["NFNet"], 0.01, overrides)
+    return Arm("nfnet_tiny", _COLORS["NFNet"], (0.01,), overrides)
 
 
-def _nf_regnet(width: tuple[int, ...], depth: tuple[int, ...]) -> Network:
+def _nf_regnet(width: tuple[int, ...], depth: tuple[int, ...]) -> Arm:
     stem, strides = ((width[0], 2),), (1, 1, 2, 2)
     overrides = {"width": width, "depth": depth, "stem": stem, "strides": strides}
-    return Network("nf_regnet_b0", _COLORS["NF-RegNet"], overrides=overrides)
+    return Arm("nf_regnet_b0", _COLORS["NF-RegNet"], overrides=overrides)
 
 
-def _efficientnet(width: float, depth: float) -> Network:
+def _efficientnet(width: float, depth: float) -> Arm:
     overrides = {"width_factor": width, "depth_factor": depth}
-    return Network("efficientnet_b0_small", _COLORS["EfficientNet"], overrides=overrides)
+    return Arm("efficientnet_b0_small", _COLORS["EfficientNet"], overrides=overrides)
 
 
 def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
@@ -118,27 +124,27 @@ class Point(NamedTuple):
       name: of the network.
       costs: by key of ``_AXES``, where known.
       top1: mean over the seeds, percent.
-      range: distances from the mean to the lowest and the highest seed, percentage points.
+      bars: distances from the mean to the ends of its 95% bootstrap interval, percentage points.
     """
 
     family: str
     name: str
     costs: Mapping[str, float]
     top1: float
-    range: tuple[float, float] = (0.0, 0.0)
+    bars: tuple[float, float] = (0.0, 0.0)
 
 
-def _point(name: str, network: Network, runs: TunedRuns) -> Point:
+def _point(name: str, network: Arm, runs: TunedRuns) -> Point:
     model = nfnets_jax.create_model(network.model, 10, **network.overrides)
     costs = _counts(model, runs.conditions["image_size"])
-    final = [row for row in runs.final if row["network"] == name]
+    final = [row for row in runs.final if row["arm"] == name]
     speeds = [row["images_per_second"] for row in final if row["images_per_second"]]
     if speeds:
         costs["seconds"] = 1000 / statistics.median(speeds)
     (values,) = runs.top1(name).values()
-    top1 = [100 * value for value in values]
-    mean = statistics.mean(top1)
-    return Point(name.split()[0], name, costs, mean, (mean - min(top1), max(top1) - mean))
+    top1, low, high = (100 * end for end in intervals.mean(values))
+    bars = (0.0, 0.0) if len(values) < 2 else (top1 - low, high - top1)
+    return Point(name.split()[0], name, costs, top1, bars)
 
 
 def _counts(model: Model, image_size: int) -> dict[str, float]:
@@ -177,7 +183,7 @@ def _cost_table(points: Sequence[Point]) -> str:
 
 
 def _draw(points: Sequence[Point], imagenet: Sequence[Point]) -> Figure:
-    rows = {"trained here; mean and range of seeds": points}
+    rows = {"trained here; means and 95% intervals": points}
     if imagenet:
         rows["published, ImageNet"] = imagenet
     figure = Figure(figsize=(11, 3.6 * len(rows)), dpi=110, layout="constrained")
@@ -197,10 +203,11 @@ def _plot(panel: Axes, points: Sequence[Point], axis: str) -> None:
         if not known:
             continue
         costs, top1 = [point.costs[axis] for point in known], [point.top1 for point in known]
-        ranges = list(zip(*(point.range for point in known), strict=True))
-        panel.errorbar(costs, top1, ranges, fmt="o-", capsize=3, color=color, label=family)
+        bars = list(zip(*(point.bars for point in known), strict=True))
+        panel.errorbar(costs, top1, bars, fmt="o-", capsize=3, color=color, label=family)
     panel.grid(alpha=0.3)
 
 
 if __name__ == "__main__":
+    process.use_cores_as_devices()
     command.run("efficiency", __doc__, study)

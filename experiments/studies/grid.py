@@ -38,26 +38,60 @@ def run_grid(
       InputError: the directory cannot be created, or holds runs with other common settings.
       ValueError: two members of the grid are equal.
     """
+    return run_chunks(workdir, common, [[settings] for settings in grid], lambda only: [run(*only)])
+
+
+def run_chunks(
+    workdir: Path,
+    common: Settings,
+    chunks: Sequence[Sequence[Settings]],
+    run: Callable[[Sequence[Settings]], Sequence[Mapping[str, Any]]],
+) -> list[Row]:
+    """Does what ``run_grid`` does, for runs that are made several at a time.
+
+    The results of a chunk are written as soon as its runs end. Of an interrupted study's chunks
+    only the runs without a result are made.
+
+    Args:
+      workdir, common: as ``run_grid`` takes them.
+      chunks: settings of the runs that are made together, all different.
+      run: returns the figures of each run of a chunk, or of a part of it.
+
+    Returns:
+      One row per run, as ``run_grid``; the ``seconds`` of a chunk are shared by its runs.
+
+    Raises:
+      InputError, ValueError: as ``run_grid``.
+    """
     _open(workdir, common)
-    files = [workdir / "runs" / f"{file_name(settings)}.json" for settings in grid]
+
+    def file_of(settings: Settings) -> Path:
+        return workdir / "runs" / f"{file_name(settings)}.json"
+
+    files = [file_of(settings) for chunk in chunks for settings in chunk]
     if len(set(files)) < len(files):
         raise ValueError("two members of the grid are equal")
     remaining = sum(not file.exists() for file in files)
-    if remaining < len(files):
+    if 0 < remaining < len(files):
         print(f"resuming: {len(files) - remaining} of {len(files)} runs are done", flush=True)
     start, done = time.monotonic(), 0
-    for number, (settings, file) in enumerate(zip(grid, files, strict=True), 1):
-        if file.exists():
+    for chunk in chunks:
+        missing = [settings for settings in chunk if not file_of(settings).exists()]
+        if not missing:
             continue
-        run_start = time.monotonic()
-        figures = {name: _finite(value) for name, value in run(settings).items()}
+        chunk_start = time.monotonic()
+        found = run(missing)
         now = time.monotonic()
-        row = {**settings, **figures, "seconds": round(now - run_start, 2)}
-        reporting.write_json(file, row)
-        done += 1
+        seconds = round((now - chunk_start) / len(missing), 2)
+        done += len(missing)
         left = (now - start) / done * (remaining - done)
-        scalars = [f"{k} {format_cell(v)}" for k, v in row.items() if not isinstance(v, list)]
-        print(f"{number}/{len(files)}  {'  '.join(scalars)}  {left:.0f} s left", flush=True)
+        for settings, figures in zip(missing, found, strict=True):
+            finite = {name: _finite(value) for name, value in figures.items()}
+            row = {**settings, **finite, "seconds": seconds}
+            reporting.write_json(file_of(settings), row)
+            shown = [f"{k} {format_cell(v)}" for k, v in row.items() if not isinstance(v, list)]
+            number = files.index(file_of(settings)) + 1
+            print(f"{number}/{len(files)}  {'  '.join(shown)}  {left:.0f} s left", flush=True)
     return [json.loads(file.read_text("utf-8")) for file in files]
 
 

@@ -1,47 +1,52 @@
-"""Trains small networks at several batch sizes, each with a learning rate tuned for it.
+"""Trains small networks as populations, each arm with a rate and a threshold tuned for it.
 
-The learning rate of each network and batch size is tuned on a tenth of the training images, which
-those runs do not learn from, one run per rate. The best rate is then trained on all training
-images, once per seed, and each of these runs is evaluated once on the test images. All runs take
-the same number of epochs. The learning rate of a batch is proportional to its size.
+The learning rate of each arm and batch size, and AGC's threshold where the arm clips, are tuned on
+a tenth of the training images, which those runs do not learn from, one run per pair: first a small
+grid, then the neighbours of the best pair, a factor of 2 away, until it has none that is better.
+The best pair is then trained on all training images, once per seed, and each of these runs is
+tested once. All runs take the same number of epochs. Learning rates are given for a batch of 256
+and are proportional to the batch.
 """
 
-import statistics
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+import numpy as np
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
+from matplotlib.ticker import NullLocator
 
-from nfnets_jax.data.sources import open_dataset
-from nfnets_jax.training import loop, recipes
-from nfnets_jax.training.divergence import Diverged
+import nfnets_jax
+from nfnets_jax.data.keyed_augmentation import KeyedAugmentation
+from nfnets_jax.data.sources import Dataset
 
-from . import grid, results
+from .. import population
+from ..pure_run import Run, Task
+from . import grid, images, intervals, results
 
-# Batch normalization takes its statistics from at most this many images, as on several devices.
-_MICRO_BATCH = 64
-# Rates added, one at a time, while the best rate is at an edge of the grid.
-_ADDED_RATES = 3
-_DIGITS_SIZE = 8
+# Rounds of neighbours, each a step of the best pair.
+_ROUNDS = 6
+_RANDAUGMENT_LAYERS, _MIXUP_ALPHA = 4, 0.2  # NFNets, section 6.1.
+_CLASSES = 10
 
 
-class Network(NamedTuple):
-    """A network to train.
+class Arm(NamedTuple):
+    """A network to tune and to train.
 
     Attributes:
       model: a registered name.
       color: of its line in pictures.
-      clipping: threshold of AGC; 0 for none.
+      clippings: thresholds of AGC to tune from; (0,) for no AGC.
       overrides: settings of the model that replace its own.
+      augmented: whether images are RandAugmented and mixed, and not only shifted and flipped.
     """
 
     model: str
     color: str
-    clipping: float = 0.0
+    clippings: tuple[float, ...] = (0.0,)
     overrides: Mapping[str, Any] = {}
+    augmented: bool = False
 
 
 class Budget(NamedTuple):
@@ -50,10 +55,10 @@ class Budget(NamedTuple):
     Attributes:
       epochs: length of each run.
       batch_sizes: images per step.
-      learning_rates: grid for a batch of 256, in ascending order, extended while the best
-        rate is at an edge; a single rate is used as it is.
-      seeds: runs with the tuned rate.
-      image_size: side in pixels to which CIFAR-10's images are resized.
+      learning_rates: to tune from, for a batch of 256.
+      seeds: runs with the tuned pair.
+      image_size: side in pixels to which CIFAR-10's images are averaged.
+      tunes: whether to tune; if not, the first rate and threshold are used.
     """
 
     epochs: float
@@ -61,14 +66,15 @@ class Budget(NamedTuple):
     learning_rates: tuple[float, ...]
     seeds: int
     image_size: int = 32
+    tunes: bool = True
 
 
 class TunedRuns(NamedTuple):
-    """All runs; their ``top1`` and ``images_per_second`` are None where training diverged.
+    """All runs; ``top1`` is None where training diverged.
 
     Attributes:
-      tuning: runs evaluated on held-out training images, one per learning rate; none for one rate.
-      final: runs evaluated on the test images, one per seed.
+      tuning: runs tested on held-out training images, one per pair of rate and threshold.
+      final: runs tested on the test images, one per seed.
       conditions: settings shared by all runs.
     """
 
@@ -76,24 +82,30 @@ class TunedRuns(NamedTuple):
     final: list[grid.Row]
     conditions: grid.Settings
 
-    def top1(self, network: str) -> dict[int, list[float]]:
+    def top1(self, arm: str) -> dict[int, list[float]]:
         """Returns test top-1 of each seed by batch size; 0 where training diverged."""
         found: dict[int, list[float]] = {}
         for row in self.final:
-            if row["network"] == network:
+            if row["arm"] == arm:
                 found.setdefault(row["batch_size"], []).append(row["top1"] or 0.0)
         return found
 
-    def learning_rate(self, network: str, batch_size: int) -> float:
-        """Returns the tuned learning rate, for a batch of 256."""
-        point = {"network": network, "batch_size": batch_size}
-        return next(row["learning_rate"] for row in self.final if point.items() <= row.items())
+    def tuned(self, arm: str, batch_size: int) -> tuple[float, float]:
+        """Returns the tuned learning rate, for a batch of 256, and the tuned threshold."""
+        point = {"arm": arm, "batch_size": batch_size}
+        row = next(row for row in self.final if point.items() <= row.items())
+        return row["learning_rate"], row["clipping"]
+
+    def is_at_edge(self, arm: str, batch_size: int) -> bool:
+        """Returns whether the search ended before all neighbours of the tuned pair were tried."""
+        own = [row for row in self.tuning if (row["arm"], row["batch_size"]) == (arm, batch_size)]
+        return bool(own) and bool(untried_neighbours(own))
 
 
 def train_tuned(
     workdir: Path,
     budget_name: str,
-    networks: Mapping[str, Network],
+    arms: Mapping[str, Arm],
     budget: Budget,
     data_dir: Path | None,
 ) -> TunedRuns:
@@ -104,171 +116,178 @@ def train_tuned(
     Raises:
       InputError: CIFAR-10 is not in ``data_dir``, or the directory holds another study.
     """
-    data = "tfds:cifar10" if data_dir else "digits"
-    size = budget.image_size if data_dir else _DIGITS_SIZE
-    images = len(open_dataset(data, str(data_dir or "")).train)
+    dataset = images.open_images(data_dir, budget.image_size)
+    held_out = len(dataset.train) // 10
+    datasets = {0: dataset, held_out: dataset.hold_out(held_out)}
+    size = images.side(data_dir, budget.image_size)
     conditions = {
         "budget": budget_name,
-        "data": data,
+        "data": images.name(data_dir),
         "image_size": size,
         "epochs": budget.epochs,
-        "micro_batch": _MICRO_BATCH,
     }
 
-    def run(settings: grid.Settings) -> dict[str, float]:
-        config = _config(networks[settings["network"]], settings, data, size)
-        config.data.dir = str(data_dir or "")
-        steps = budget.epochs * (images - config.data.holdout) / config.batch_size
-        config.num_steps = config.log_every = max(1, round(steps))
-        try:
-            summary = loop.train(config, workdir / "training" / grid.file_name(settings))
-        except Diverged as diverged:
-            print(diverged, flush=True)
-            return {"top1": float("nan"), "images_per_second": float("nan")}
-        finally:
-            jax.clear_caches()  # The compiled programs of dozens of runs would fill the memory.
-        speed = summary["train"]["images_per_second"]
-        return {"top1": summary["test"]["top1"], "images_per_second": speed}
+    def task_of(settings: grid.Settings) -> Task:
+        learned = datasets[settings["held_out"]]
+        flips = data_dir is not None  # A mirrored digit is another one.
+        return _task(arms[settings["arm"]], settings["batch_size"], budget, learned, size, flips)
+
+    def run(chunk: Sequence[grid.Settings]) -> list[dict[str, Any]]:
+        task, runs = task_of(chunk[0]), []
+        for settings in chunk:
+            rate = settings["learning_rate"] * settings["batch_size"] / 256
+            runs.append(Run(settings["seed"], rate, settings["clipping"]))
+        outcomes = population.train(task, datasets[chunk[0]["held_out"]], runs)
+        return [_figures(outcome, budget.epochs) for outcome in outcomes]
 
     def run_all(members: Sequence[grid.Settings]) -> list[grid.Row]:
-        return grid.run_grid(workdir, conditions, members, run)
+        # Arms that differ in rate and threshold alone are one population.
+        alike: dict[Any, list[grid.Settings]] = {}
+        for settings in members:
+            alike.setdefault((task_of(settings), settings["held_out"]), []).append(settings)
+        chunks = [
+            some[start : start + population.at_once(task)]
+            for (task, _), some in alike.items()
+            for start in range(0, len(some), population.at_once(task))
+        ]
+        return grid.run_chunks(workdir, conditions, chunks, run)
 
-    points = [
-        {"network": name, "batch_size": batch_size}
-        for name in networks
-        for batch_size in budget.batch_sizes
-    ]
-    first, *others = budget.learning_rates
-    tuning = _tune(points, budget.learning_rates, images // 10, run_all) if others else []
-    members = [
-        {
-            **point,
-            "learning_rate": best_learning_rate(tuning, point) if tuning else first,
-            "held_out": 0,
-            "seed": seed,
-        }
-        for point in points
-        for seed in range(budget.seeds)
-    ]
+    points = [{"arm": arm, "batch_size": size} for arm in arms for size in budget.batch_sizes]
+    tuning = _tune(points, arms, budget, held_out, run_all) if budget.tunes else []
+    members = []
+    for point in points:
+        pair = budget.learning_rates[0], arms[str(point["arm"])].clippings[0]
+        if budget.tunes:
+            pair = best_pair([row for row in tuning if point.items() <= row.items()])
+        members += [_settings(point, pair, 0, seed) for seed in range(budget.seeds)]
     return TunedRuns(tuning, run_all(members), conditions)
+
+
+def _settings(
+    point: grid.Settings, pair: tuple[float, float], held_out: int, seed: int
+) -> grid.Settings:
+    rate, clipping = pair
+    own = {"learning_rate": rate, "clipping": clipping, "held_out": held_out, "seed": seed}
+    return {**point, **own}
 
 
 def _tune(
     points: Sequence[grid.Settings],
-    learning_rates: Sequence[float],
+    arms: Mapping[str, Arm],
+    budget: Budget,
     held_out: int,
     run_all: Callable[[Sequence[grid.Settings]], list[grid.Row]],
 ) -> list[grid.Row]:
-    """Runs the grid of learning rates at all points, extended while a best rate is at an edge."""
-
-    def members(rates: Sequence[tuple[grid.Settings, float]]) -> list[grid.Settings]:
-        fixed = {"held_out": held_out, "seed": 0}
-        return [{**point, "learning_rate": rate, **fixed} for point, rate in rates]
-
-    rates = [(point, rate) for point in points for rate in learning_rates]
-    tuning = run_all(members(rates))
-    for _ in range(_ADDED_RATES):
-        added = [(p, rate) for p in points if (rate := next_learning_rate(tuning, p))]
-        if not added:
-            break
-        rates += added
-        tuning = run_all(members(rates))
-    return tuning
-
-
-def best_learning_rate(tuning: Sequence[grid.Row], point: grid.Settings) -> float:
-    """Returns the rate of the most accurate run at a point; the lowest rate if all diverged."""
-    runs = [row for row in tuning if point.items() <= row.items()]
-    best = max(runs, key=lambda row: (row["top1"] or 0.0, -row["learning_rate"]))
-    return best["learning_rate"]
-
-
-def next_learning_rate(tuning: Sequence[grid.Row], point: grid.Settings) -> float | None:
-    """Returns the rate that extends the grid at a point beyond its best rate.
-
-    The grid grows by the ratio of the two rates at that edge. Returns None if the best rate is not
-    at an edge.
-    """
-    best = best_learning_rate(tuning, point)
-    rates = sorted(row["learning_rate"] for row in tuning if point.items() <= row.items())
-    if rates[0] < best < rates[-1]:
-        return None
-    neighbour = rates[1] if best == rates[0] else rates[-2]
-    return float(f"{best * best / neighbour:.4g}")
-
-
-def accuracy_table(
-    runs: TunedRuns, networks: Mapping[str, Network], figure: str = "Test top-1"
-) -> str:
-    """Returns test top-1, captioned ``figure``, and the tuned learning rates in Markdown."""
-    rows = [
-        (
-            name,
-            batch_size,
-            runs.learning_rate(name, batch_size),
-            f"{statistics.mean(top1):.1%}",
-            f"{min(top1):.1%}",
-            f"{max(top1):.1%}",
-            len(top1),
+    """Runs the first grid at all points, then the neighbours of the best pairs."""
+    pairs = {
+        place: list(itertools.product(budget.learning_rates, arms[point["arm"]].clippings))
+        for place, point in enumerate(points)
+    }
+    rows: list[grid.Row] = []
+    for _ in range(_ROUNDS):
+        rows += run_all(
+            [_settings(points[at], pair, held_out, 0) for at in pairs for pair in pairs[at]]
         )
-        for name in networks
-        for batch_size, top1 in runs.top1(name).items()
-    ]
+        pairs = {
+            at: untried
+            for at, point in enumerate(points)
+            if (untried := untried_neighbours([r for r in rows if point.items() <= r.items()]))
+        }
+        if not pairs:
+            break
+    return rows
+
+
+def best_pair(rows: Sequence[grid.Row]) -> tuple[float, float]:
+    """Returns the rate and the threshold of the most accurate run; the lowest if all diverged."""
+    best = max(rows, key=lambda r: (r["top1"] or 0.0, -r["learning_rate"], -r["clipping"]))
+    return best["learning_rate"], best["clipping"]
+
+
+def untried_neighbours(rows: Sequence[grid.Row]) -> list[tuple[float, float]]:
+    """Returns the pairs without a run that differ from the best by a factor of 2 in one number."""
+    tried = {(row["learning_rate"], row["clipping"]) for row in rows}
+    rate, clipping = best_pair(rows)
+    around = [(rate * 2, clipping), (rate / 2, clipping)]
+    if clipping:
+        around += [(rate, clipping * 2), (rate, clipping / 2)]
+    return [pair for pair in around if pair not in tried]
+
+
+def _task(
+    arm: Arm, batch_size: int, budget: Budget, dataset: Dataset, size: int, flips: bool
+) -> Task:
+    steps = max(1, round(budget.epochs * len(dataset.train) / batch_size))
+    # RandAugment takes images of three channels, which the digits are not.
+    layers = _RANDAUGMENT_LAYERS if arm.augmented and dataset.channels == 3 else 0
+    return Task(
+        nfnets_jax.create_model(
+            arm.model,
+            _CLASSES,
+            precision="tensorfloat32",
+            dropout_rate=0.0,
+            stochastic_depth_rate=0.0,
+            **arm.overrides,
+        ),
+        batch_size,
+        steps,
+        warmup_steps=steps // 10,
+        label_smoothing=0.1,
+        augmentation=KeyedAugmentation(
+            shift=size // 8,
+            flip=flips,
+            layers=layers,
+            mixup_alpha=_MIXUP_ALPHA if arm.augmented else 0.0,
+        ),
+    )
+
+
+def _figures(outcome: population.Outcome, epochs: float) -> dict[str, Any]:
+    parts = np.array_split(outcome.losses, max(1, round(epochs)))
+    means = [float(np.mean(part)) for part in parts]
+    return {
+        "top1": outcome.top1,
+        "diverged_at": outcome.diverged_at,
+        "images_per_second": round(outcome.images_per_second, 1),
+        "losses": [None if np.isnan(mean) else round(mean, 4) for mean in means],
+    }
+
+
+def accuracy_table(runs: TunedRuns, arms: Mapping[str, Arm]) -> str:
+    """Returns test top-1 and what was tuned, in Markdown."""
+    rows = []
+    for arm in arms:
+        for batch_size, top1 in runs.top1(arm).items():
+            rate, clipping = runs.tuned(arm, batch_size)
+            edge = "; at the edge" if runs.is_at_edge(arm, batch_size) else ""
+            shown = intervals.mean(top1).text(".1%")
+            rows.append((arm, batch_size, f"{rate:g}", f"{clipping or 'none'}{edge}", shown))
+    seeds = len(next(iter(runs.top1(next(iter(arms))).values())))
     return results.table(
-        f"{figure}: mean, lowest and highest over the seeds; a run that diverged counts as 0.",
-        ("network", "batch size", "learning rate at 256", "mean", "lowest", "highest", "seeds"),
+        f"Test top-1: mean with its 95% bootstrap interval; seeds: {seeds}. A run that diverged "
+        "counts as 0. The rate is for a batch of 256. A pair at the edge has neighbours that were "
+        "not tried.",
+        ("arm", "batch size", "learning rate", "threshold", "top-1"),
         rows,
     )
 
 
-def accuracy_figure(runs: TunedRuns, networks: Mapping[str, Network]) -> Figure:
-    """Draws test top-1 by batch size: the mean over seeds, with bars to lowest and highest."""
+def accuracy_figure(runs: TunedRuns, arms: Mapping[str, Arm], title: str) -> Figure:
+    """Draws test top-1 by batch size: means over the seeds with their intervals."""
     figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for name, network in networks.items():
+    for name, arm in arms.items():
         top1 = runs.top1(name)
-        means = [statistics.mean(values) for values in top1.values()]
-        below = [mean - min(values) for mean, values in zip(means, top1.values(), strict=True)]
-        above = [max(values) - mean for mean, values in zip(means, top1.values(), strict=True)]
-        style = "o--" if network.clipping else "o-"
-        axes.errorbar(
-            list(top1),
-            means,
-            (below, above),
-            fmt=style,
-            capsize=3,
-            color=network.color,
-            label=name,
-        )
+        found = np.array([intervals.mean(values) for values in top1.values()])
+        means, *ends = 100 * found.T
+        bars = np.nan_to_num(np.abs(ends - means))  # One seed has no interval.
+        style = "o--" if any(arm.clippings) else "o-"
+        axes.errorbar(list(top1), means, bars, fmt=style, capsize=3, color=arm.color, label=name)
     axes.set_xscale("log", base=2)
-    axes.set(
-        xlabel="batch size", ylabel="test top-1", title="equal epochs; mean and range of seeds"
-    )
+    sizes = sorted({row["batch_size"] for row in runs.final})
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="batch size", ylabel="test top-1, %", title=title)
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
-
-
-def _config(network: Network, settings: grid.Settings, data: str, size: int) -> ConfigDict:
-    batch_size = settings["batch_size"]
-    config = recipes.small_images(network.model, data, size)
-    with config.unlocked():
-        config.model.update(network.overrides)
-    config.data.holdout = settings["held_out"]
-    config.data.padding = size // 8
-    config.data.flip = data != "digits"  # A mirrored digit is another one.
-    config.batch_size = batch_size
-    config.micro_batch_size = _MICRO_BATCH if batch_size > _MICRO_BATCH else 0
-    config.num_devices = 1
-    config.seed = settings["seed"]
-    config.ema_decay = 0.0
-    config.optimizer.update(
-        {
-            "base_learning_rate": settings["learning_rate"],
-            "warmup_fraction": 0.1,
-            "weight_decay": 5e-4,
-            "clipping": network.clipping,
-        }
-    )
-    config.look_every = 0
-    return config

@@ -31,14 +31,15 @@ from nfnets_jax.models.prepare import LayerStack
 from nfnets_jax.ranges import PROBABILITY, SHARE, Range, check_ranges
 
 _REMAT = ("none", "block")
-# As in every NFNet.
-_EXPANSION, _SE_RATIO, _FINAL_EXPANSION = 0.5, 0.5, 2
 
 _COUNT = Range(1, 2**20, whole=True)
 _RANGES = {
     "width": _COUNT,
     "depth": Range(1, 10**4, whole=True),
     "group_size": _COUNT,
+    "expansion": Range(0, 1024, above=True),
+    "se_ratio": Range(0, 1024, above=True),
+    "final_expansion": Range(0, 1024),
     "train_size": _COUNT,
     "test_size": _COUNT,
     "dropout_rate": PROBABILITY,
@@ -56,6 +57,11 @@ class BatchNormNFNetConfig:
       stem: (output channels, stride) of each convolution before the first stage.
       strides: of each stage's first block.
       group_size: channels in a group of the 3x3 convolutions.
+      expansion: width of the bottleneck over the block's output channels.
+      se_ratio: hidden units of squeeze-excite over its channels.
+      final_expansion: channels of the last 1x1 convolution over the width of the last stage; 0
+        leaves the convolution out.
+      spatial: names of a block's 3x3 convolutions.
       train_size, test_size: published side of the square images, in pixels.
       dropout_rate: of the pooled features.
       stochastic_depth_rate: probability of dropping a block's branch; it rises from 0 at the first
@@ -77,6 +83,10 @@ class BatchNormNFNetConfig:
     group_size: int
     train_size: int
     test_size: int
+    expansion: float = 0.5
+    se_ratio: float = 0.5
+    final_expansion: float = 2.0
+    spatial: tuple[str, ...] = ("conv1", "conv1b")
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
     sync_axis: str = ""
@@ -167,7 +177,8 @@ class BatchNormNFNet(hk.Module):
                 outputs[f"stage_{number}"] = x
 
         with jax.named_scope("head"):
-            x = conv(_FINAL_EXPANSION * x.shape[-1], 1, name="final_conv")(x)
+            if config.final_expansion > 0:
+                x = conv(int(config.final_expansion * x.shape[-1]), 1, name="final_conv")(x)
             x = activate(x, name="final_norm")
             outputs["pool"] = pool = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
             if self._num_classes:
@@ -177,7 +188,7 @@ class BatchNormNFNet(hk.Module):
 
 
 class _Block(hk.Module):
-    """A pre-activated bottleneck of 1x1, two grouped 3x3 and 1x1 convolutions, and a shortcut."""
+    """A pre-activated bottleneck of 1x1, grouped 3x3 and 1x1 convolutions, and a shortcut."""
 
     def __init__(
         self, config: BatchNormNFNetConfig, width: int, stride: int, policy: Policy | None
@@ -196,7 +207,7 @@ class _Block(hk.Module):
         """
         config, width, stride, conv = self._config, self._width, self._stride, self._conv
         activate = functools.partial(_activate, config=config, is_training=is_training)
-        groups = max(1, int(width * _EXPANSION) // config.group_size)
+        groups = max(1, int(width * config.expansion) // config.group_size)
         inner = groups * config.group_size
 
         out = activate(x, name="norm0")
@@ -205,10 +216,13 @@ class _Block(hk.Module):
             shortcut = layers.average_pool(out) if stride > 1 else out
             shortcut = conv(width, 1, name="conv_shortcut")(shortcut)
         out = conv(inner, 1, name="conv0")(out)
-        out = conv(inner, 3, stride, groups, name="conv1")(activate(out, name="norm1"))
-        out = conv(inner, 3, 1, groups, name="conv1b")(activate(out, name="norm1b"))
+        for index, name in enumerate(config.spatial):
+            out = activate(out, name=f"norm{name.removeprefix('conv')}")
+            out = conv(inner, 3, stride if index == 0 else 1, groups, name=name)(out)
         out = conv(width, 1, name="conv2")(activate(out, name="norm2"))
-        scale = SqueezeExcite(width, int(width * _SE_RATIO), name="squeeze_excite")(out)
+        scale = SqueezeExcite(width, max(1, int(width * config.se_ratio)), name="squeeze_excite")(
+            out
+        )
         if keep is not None:
             scale = jnp.where(keep[:, None, None, None], scale, 0)
         return shortcut + scale * out

@@ -1,5 +1,7 @@
 """The loss that training minimizes, and the accuracy that is reported beside it."""
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,3 +40,18 @@ def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     earlier = jnp.arange(logits.shape[1]) < labels[:, None]
     ahead = ~(logits <= own) | ((logits == own) & earlier)
     return (jnp.sum(ahead, axis=1) < k).astype(jnp.float32)
+
+
+def over_labels(
+    metric: Callable[[jax.Array], jax.Array], batch: Mapping[str, jax.Array]
+) -> jax.Array:
+    """Computes a metric of labels, ``[N]``; of mixed images, its mean weighted by their shares.
+
+    Args:
+      metric: of labels ``[N]``.
+      batch: ``label``, and of mixed images ``other_label`` and ``share``, the weight of ``label``.
+    """
+    values = metric(batch["label"])
+    if "share" not in batch:
+        return values
+    return batch["share"] * values + (1 - batch["share"]) * metric(batch["other_label"])

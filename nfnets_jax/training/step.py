@@ -157,10 +157,10 @@ def make_update(
         images = normalize(batch["image"], dataset.mean, dataset.std)
         outputs, model_state = model.forward(weights, model_state, keys, images, True)
         logits = outputs["logits"]
-        losses = _over_labels(
+        losses = objective.over_labels(
             lambda labels: objective.cross_entropy(logits, labels, label_smoothing), batch
         )
-        correct = _over_labels(lambda labels: objective.in_top_k(logits, labels, 1), batch)
+        correct = objective.over_labels(lambda labels: objective.in_top_k(logits, labels, 1), batch)
         loss = jnp.mean(losses)
         return loss, (model_state, {"loss": loss, "top1": jnp.mean(correct)})
 
@@ -347,14 +347,6 @@ def make_evaluate(
         return lax.psum(sums, AXIS)
 
     return jax.pmap(evaluate, axis_name=AXIS, devices=devices)
-
-
-def _over_labels(metric: Callable[[jax.Array], jax.Array], batch: DeviceBatch) -> jax.Array:
-    """Computes a metric ``[N]`` of labels; of mixed images, its mean weighted by their shares."""
-    values = metric(batch["label"])
-    if "share" not in batch:
-        return values
-    return batch["share"] * values + (1 - batch["share"]) * metric(batch["other_label"])
 
 
 def _example_keys(state: TrainState, examples: int) -> jax.Array:

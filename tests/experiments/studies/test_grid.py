@@ -1,5 +1,5 @@
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +50,16 @@ def test_figures_that_are_not_finite_are_stored_as_null(tmp_path: Path) -> None:
 def test_two_equal_members_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two members of the grid are equal"):
         grid.run_grid(tmp_path, {}, [GRID[0], GRID[0]], lambda _: {})
+
+
+def test_an_interrupted_chunk_resumes_with_the_runs_that_it_lacks(tmp_path: Path) -> None:
+    made: list[list[Any]] = []
+
+    def run(some: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+        made.append([settings["rate"] for settings in some])
+        return [{"loss": settings["rate"]} for settings in some]
+
+    grid.run_chunks(tmp_path, {}, [GRID[:1]], run)
+    rows = grid.run_chunks(tmp_path, {}, [GRID[:2], GRID[2:]], run)
+    assert made == [[0.1], [1.0], [0.1, 1.0]]
+    assert [row["loss"] for row in rows] == [0.1, 1.0, 0.1, 1.0]
