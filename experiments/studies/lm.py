@@ -273,7 +273,7 @@ def trainer(config: ConfigDict, normalization: str, clipping: str) -> Trainer:
 
     programs: list[Any] = []
 
-    def compile_once(arguments: tuple[jax.Array, ...]) -> Any:
+    def compile_once(arguments: tuple[Any, ...]) -> Any:
         if not programs:
             programs.append(train.lower(*arguments).compile())
         return programs[0]
@@ -444,4 +444,4 @@ def _draw_rates(tuning: Sequence[grid.Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    command.run("lm", __doc__, study, budgets=("smoke", "hour", "cpu", "gpu"))
+    command.run("lm", __doc__, study, budgets=tuple(lm.BUDGETS))

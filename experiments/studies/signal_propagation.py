@@ -87,9 +87,9 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
     conditions = {"budget": budget, **design._asdict()}
     members = [
         {"network": name, "change": change, "images": images, "seed": seed}
+        for seed in range(design.seeds)
         for name, change in _NETWORKS
         for images in MAKE_IMAGES
-        for seed in range(design.seeds)
     ]
     rows = grid.run_grid(workdir, conditions, members, run)
     signals = {images: mean_signals(rows, images) for images in MAKE_IMAGES}

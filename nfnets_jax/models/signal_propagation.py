@@ -51,14 +51,19 @@ def is_named_block(module: hk.Module) -> bool:
 
 
 def measure(
-    loss: Callable[[hk.Params], jax.Array], params: hk.Params, is_block: IsBlock = is_named_block
+    loss: Callable[..., jax.Array],
+    params: hk.Params,
+    *inputs: jax.Array,
+    is_block: IsBlock = is_named_block,
 ) -> Signal:
     """Measures any Haiku network.
 
     Args:
-      loss: maps parameters to a scalar by the ``apply`` of a transformed function. Its blocks are
-        found while it is traced: they are in no ``jax.jit``, loop or ``hk.remat`` of its own.
+      loss: maps parameters and inputs to a scalar by the ``apply`` of a transformed function. Its
+        blocks are found while it is traced: they are in no ``jax.jit``, loop or ``hk.remat`` of
+        its own.
       params: ``{module: {parameter: array}}``.
+      *inputs: arrays, such as images and random numbers.
       is_block: recognizes the modules to measure by their ``__call__``, whose first argument and
         result are arrays. A block inside a block is a part of it.
 
@@ -70,7 +75,8 @@ def measure(
       >>> x = jnp.ones((4, 8))
       >>> params = network.init(jax.random.key(0), x)
       >>> is_linear = lambda module: isinstance(module, hk.Linear)
-      >>> signal = measure(lambda params: jnp.sum(network.apply(params, x)), params, is_linear)
+      >>> loss = lambda params, x: jnp.sum(network.apply(params, x))
+      >>> signal = measure(loss, params, x, is_block=is_linear)
       >>> signal.blocks
       ('mlp/~/linear_0', 'mlp/~/linear_1', 'mlp/~/linear_2')
     """
@@ -83,11 +89,13 @@ def measure(
         shapes.append(jax.ShapeDtypeStruct(output.shape, output.dtype))
         return output
 
-    jax.eval_shape(lambda params: _call(loss, params, is_block, note), params)
+    jax.eval_shape(lambda *args: _call(loss, args, is_block, note), params, *inputs)
     if not names:
         raise InputError("the network called no block: is_block recognizes its modules")
 
-    def probed(params: hk.Params, probes: list[jax.Array]) -> tuple[jax.Array, Any]:
+    def probed(
+        params: hk.Params, probes: list[jax.Array], inputs: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, Any]:
         """Adds zeros to each block's output, whose gradient is that of the output."""
         statistics: list[dict[str, jax.Array]] = []
 
@@ -97,12 +105,12 @@ def measure(
             statistics.append(_statistics(x, output))
             return output
 
-        return _call(loss, params, is_block, probe), statistics
+        return _call(loss, (params, *inputs), is_block, probe), statistics
 
     @jax.jit
-    def run(params: hk.Params) -> tuple[list[dict[str, jax.Array]], Any]:
+    def run(params: hk.Params, *inputs: jax.Array) -> tuple[list[dict[str, jax.Array]], Any]:
         probes = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-        grads, statistics = jax.grad(probed, argnums=(0, 1), has_aux=True)(params, probes)
+        grads, statistics = jax.grad(probed, argnums=(0, 1), has_aux=True)(params, probes, inputs)
         param_grads, output_grads = grads
         own = [
             {m: values for m, values in param_grads.items() if f"{m}/".startswith(f"{name}/")}
@@ -111,7 +119,7 @@ def measure(
         return statistics, (list(map(_norm, output_grads)), list(map(_norm, own)))
 
     try:
-        statistics, (gradient, param_gradient) = jax.device_get(run(params))
+        statistics, (gradient, param_gradient) = jax.device_get(run(params, *inputs))
     except jax.errors.UnexpectedTracerError as error:
         raise InputError(
             "a block runs inside a jax.jit, a loop or hk.remat, where it cannot be measured"
@@ -163,11 +171,14 @@ def measure_model(
         return logits
 
     apply = hk.transform_with_state(network).apply
-    return measure(
-        lambda params: jnp.sum(apply(params, state, None, images)[0] * weights),
-        open_branches(params),
-        is_block,
-    )
+
+    def loss(
+        params: hk.Params, state: hk.State, images: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        return jnp.sum(apply(params, state, None, images)[0] * weights)
+
+    inputs: Any = (state, images, weights)
+    return measure(loss, open_branches(params), *inputs, is_block=is_block)
 
 
 def open_branches(params: hk.Params) -> hk.MutableParams:
@@ -228,27 +239,27 @@ _Tap = Callable[[str, jax.Array, jax.Array], jax.Array]
 
 
 def _call(
-    loss: Callable[[hk.Params], jax.Array], params: hk.Params, is_block: IsBlock, tap: _Tap
+    loss: Callable[..., jax.Array], args: tuple[Any, ...], is_block: IsBlock, tap: _Tap
 ) -> jax.Array:
     """Computes the loss, with a tap on the output of each outermost block."""
     inside = False
 
     def intercept(
-        call: Callable[..., Any], args: Any, kwargs: Any, context: hk.MethodContext
+        call: Callable[..., Any], given: Any, options: Any, context: hk.MethodContext
     ) -> Any:
         nonlocal inside
         is_call = context.method_name == "__call__" and is_block(context.module)
         if inside or not is_call:
-            return call(*args, **kwargs)
+            return call(*given, **options)
         inside = True
         try:
-            output = call(*args, **kwargs)
+            output = call(*given, **options)
         finally:
             inside = False
-        return tap(context.module.module_name, args[0], output)
+        return tap(context.module.module_name, given[0], output)
 
     with hk.intercept_methods(intercept):
-        return loss(params)
+        return loss(*args)
 
 
 def _statistics(x: jax.Array, output: jax.Array) -> dict[str, jax.Array]:

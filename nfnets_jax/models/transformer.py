@@ -8,6 +8,7 @@ to attention.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import haiku as hk
 import jax
@@ -23,8 +24,8 @@ from nfnets_jax.ranges import Range, check_ranges
 NORMALIZATIONS = ("layer_norm", "none", "nf", "dyt", "derf")
 _STD = 0.02  # Of GPT-2's matrices and embeddings.
 
-# Makes a layer: ``(features, name=...)``.
-MakeLinear = Callable[..., hk.Module]
+# Makes a layer, ``(features, name=...)``, that maps arrays to arrays.
+MakeLinear = Callable[..., Any]
 _COUNT = Range(1, 2**20, whole=True)
 _RANGES = {
     "width": _COUNT,
@@ -82,10 +83,10 @@ class GPTConfig:
         """The residual stream's planned variance before each branch and after all.
 
         ``[2 * layers + 1]``, with ``"nf"`` and skip gains of one at initialization. Each branch is
-        counted as adding ``alpha**2`` (NF-ResNets, section 3). For the perceptron this is exact.
-        For attention it is the upper bound, met where all tokens of a context are alike: a mean of
-        ``n`` independent tokens has ``1 / n`` of their variance. As no factor fits both, the plan
-        takes the bound, and is too large by at most ``alpha**2`` a block.
+        counted as adding ``alpha**2`` (NF-ResNets, section 3). Of attention that is the upper
+        bound, met where all tokens of a context are alike: a mean of ``n`` independent tokens has
+        ``1 / n`` of their variance. As no factor fits both, the plan takes the bound, and the
+        true variance is between one and the plan.
         """
         return 1 + self.alpha**2 * np.arange(2 * self.layers + 1)
 
@@ -127,14 +128,14 @@ class Attention(hk.Module):
         *shape, width = x.shape
 
         def project(name: str) -> jax.Array:
-            layer: Callable[[jax.Array], jax.Array] = self._linear(width, name=name)
-            return layer(x).reshape(*shape, self._heads, width // self._heads)
+            projected: jax.Array = self._linear(width, name=name)(x)
+            return projected.reshape(*shape, self._heads, width // self._heads)
 
         mixed = jax.nn.dot_product_attention(
             project("query"), project("key"), project("value"), is_causal=True
         )
-        output: Callable[[jax.Array], jax.Array] = self._output(width, name="out")
-        return output(mixed.reshape(x.shape))
+        out: jax.Array = self._output(width, name="out")(mixed.reshape(x.shape))
+        return out
 
 
 class Perceptron(hk.Module):
@@ -153,9 +154,9 @@ class Perceptron(hk.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., C]`` to ``[..., C]``."""
         width = x.shape[-1]
-        up: Callable[[jax.Array], jax.Array] = self._linear(4 * width, name="up")
-        down: Callable[[jax.Array], jax.Array] = self._output(width, name="down")
-        return down(self._activation(up(x)))
+        hidden = self._activation(self._linear(4 * width, name="up")(x))
+        out: jax.Array = self._output(width, name="down")(hidden)
+        return out
 
 
 class Block(hk.Module):
@@ -189,7 +190,8 @@ class Block(hk.Module):
             gelu = jax.nn.gelu
         attention = Attention(config.heads, linear, output, name="attention")
         perceptron = Perceptron(linear, output, gelu, name="perceptron")
-        for branch, variance in zip((attention, perceptron), variances, strict=True):
+        branches: tuple[Any, ...] = (attention, perceptron)
+        for branch, variance in zip(branches, variances, strict=True):
             out = branch(normalize(x, config, variance, f"{branch.name}_norm"))
             if config.normalization == "nf":
                 skip_gain = hk.get_parameter(f"{branch.name}_skip_gain", (), init=jnp.zeros)

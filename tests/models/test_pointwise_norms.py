@@ -26,7 +26,7 @@ SCALE, OFFSET = np.array([0.5, 1, 2], np.float32), np.array([-1, 0, 3], np.float
 def test_each_is_its_formula(
     module: type[Any], extra: dict[str, Any], bounded: Callable[[float], float]
 ) -> None:
-    function = hk.without_apply_rng(hk.transform(lambda x: module(name="norm")(x)))
+    function: Any = hk.without_apply_rng(hk.transform(lambda x: module(name="norm")(x)))
     params = {"norm": {"alpha": np.float32(0.7), "scale": SCALE, "offset": OFFSET, **extra}}
     expected = SCALE * np.vectorize(bounded)(X) + OFFSET
     np.testing.assert_allclose(function.apply(params, jnp.asarray(X)), expected, rtol=1e-5)

@@ -35,9 +35,9 @@ def chain(x: jax.Array) -> jax.Array:
 
 
 def test_figures_are_those_of_the_formulas() -> None:
-    network = hk.without_apply_rng(hk.transform(chain))
+    network: Any = hk.without_apply_rng(hk.transform(chain))
     params = network.init(jax.random.key(1), X)
-    found = measure(lambda params: network.apply(params, X), params)
+    found = measure(network.apply, params, X)
     assert found.blocks == ("first", "second")  # The inner one is a part of the second.
 
     def forward(x: jax.Array, layer: str) -> jax.Array:
@@ -86,10 +86,10 @@ def test_registered_models_of_every_family_are_measured(
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
-    network = hk.without_apply_rng(hk.transform(chain))
+    network: Any = hk.without_apply_rng(hk.transform(chain))
     params = network.init(jax.random.key(1), X)
     with pytest.raises(InputError, match="called no block"):
-        measure(lambda params: network.apply(params, X), params, lambda module: False)
+        measure(network.apply, params, X, is_block=lambda module: False)
     headless = nfnets_jax.create_model("nfnet_micro", 0)
     with pytest.raises(InputError, match="nfnet_micro has no classifier"):
         measure_model(headless, jnp.zeros((1, 8, 8, 3)), jax.random.key(0))
@@ -97,10 +97,10 @@ def test_what_cannot_be_measured_is_refused() -> None:
     def looped(x: jax.Array) -> jax.Array:
         return jnp.sum(hk.remat(ResidualBlock(name="first"))(x))
 
-    inside = hk.without_apply_rng(hk.transform(looped))
+    inside: Any = hk.without_apply_rng(hk.transform(looped))
     params = inside.init(jax.random.key(1), X)
     with pytest.raises(InputError, match=r"inside a jax\.jit, a loop or hk\.remat"):
-        measure(lambda params: inside.apply(params, X), params)
+        measure(inside.apply, params, X)
 
 
 def test_the_picture_has_each_network_and_the_prediction() -> None:

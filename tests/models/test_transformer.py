@@ -19,7 +19,7 @@ CONFIG = GPTConfig(width=16, layers=2, heads=2, context=12, vocabulary=11)
 TOKENS = jax.random.randint(jax.random.key(0), (3, 12), 0, 11)
 
 
-def network(config: GPTConfig) -> hk.Transformed:
+def network(config: GPTConfig) -> Any:
     return hk.without_apply_rng(hk.transform(lambda tokens: GPT(config)(tokens)))
 
 
@@ -45,7 +45,7 @@ def reference(tokens: jax.Array) -> jax.Array:
 
 
 def test_with_layer_normalization_it_is_gpt2() -> None:
-    plain = hk.without_apply_rng(hk.transform(reference))
+    plain: Any = hk.without_apply_rng(hk.transform(reference))
     theirs = jax.jit(plain.init)(jax.random.key(1), TOKENS)
     # Gains and biases start at one and zero, which would hide a mistake.
     theirs = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), theirs)
@@ -90,7 +90,7 @@ def stream_variances(config: GPTConfig, x: jax.Array, change: Any = None) -> np.
             stream.append(Block(config, name=f"block_{layer}")(stream[-1], variances))
         return stream
 
-    blocks = hk.without_apply_rng(hk.transform(run))
+    blocks: Any = hk.without_apply_rng(hk.transform(run))
     params = opened(initialize(lambda: run(x), jax.random.key(1))[0])
     stream = jax.jit(blocks.apply)(change(params) if change else params, x)
     return np.array([np.mean(np.square(each)) for each in stream])

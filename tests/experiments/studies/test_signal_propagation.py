@@ -31,7 +31,7 @@ def block(change: str, **params: Any) -> tuple[np.ndarray, hk.Params]:
         made: Any = signal_propagation._BLOCKS[change](CONFIG, 64, 64, name="block")
         return made(x, 0.5)
 
-    made = hk.without_apply_rng(hk.transform(run))
+    made: Any = hk.without_apply_rng(hk.transform(run))
     drawn = {**made.init(jax.random.key(1), x)}
     drawn["block"] = {"skip_gain": jnp.ones(())}
     return np.asarray(made.apply(drawn, x) - x), drawn
