@@ -32,11 +32,12 @@ class Budget(NamedTuple):
     learning_rates: tuple[float, ...]
     agc_thresholds: tuple[float, ...]
     seeds: int
+    normalizations: tuple[str, ...] = ("layer_norm", "none", "nf", "dyt", "derf")
 
 
 _RATES, _THRESHOLDS = (0.001, 0.003, 0.01, 0.03, 0.1), (0.01, 0.05, 0.3)
 BUDGETS = {
-    "smoke": Budget(16, 1, 4, 32, 100_000, 8, 20, 16, (0.003,), (0.1,), 1),
+    "smoke": Budget(16, 1, 4, 32, 100_000, 8, 20, 16, (0.003,), (0.1,), 1, ("layer_norm", "nf")),
     "hour": Budget(48, 4, 4, 32, 4_000_000, 16, 200, 128, _RATES[1:4], (0.01, 0.1), 3),
     "cpu": Budget(192, 4, 6, 128, 4_000_000, 16, 500, 256, _RATES, _THRESHOLDS, 3),
     "gpu": Budget(384, 6, 6, 256, 20_000_000, 64, 2000, 1024, _RATES, _THRESHOLDS, 3),
@@ -49,7 +50,6 @@ def get_config(budget: str = "cpu") -> ConfigDict:
     return ConfigDict(
         {
             **values._asdict(),
-            "normalizations": ("layer_norm", "none", "nf", "dyt", "derf"),
             # Thresholds of each; 0 does not clip.
             "clipping": {
                 "none": (0.0,),

@@ -41,19 +41,16 @@ class Budget(NamedTuple):
       images: number of them.
       seeds: of parameters, images and loss.
       width_divisor: the networks have this fraction of their published width.
+      networks: registered names, each with what its blocks lose.
     """
 
     image_size: int
     images: int
     seeds: int
     width_divisor: int
+    networks: tuple[tuple[str, str], ...]
 
 
-BUDGETS = {
-    "smoke": Budget(32, 4, seeds=1, width_divisor=8),
-    "cpu": Budget(128, 8, seeds=3, width_divisor=1),
-    "gpu": Budget(224, 64, seeds=5, width_divisor=1),
-}
 INTACT, UNSTANDARDIZED = "none", "kernels not standardized"
 UNSCALED, NO_BETA = "activations not scaled", "no beta"
 _NETWORKS = (
@@ -65,6 +62,12 @@ _NETWORKS = (
     ("resnet50", INTACT),
     ("unnormalized_resnet50", INTACT),
 )
+_SMALL = (("nf_resnet26_small", INTACT), ("nf_resnet26_small", NO_BETA), ("resnet26_small", INTACT))
+BUDGETS = {
+    "smoke": Budget(16, 4, seeds=1, width_divisor=4, networks=_SMALL),
+    "cpu": Budget(128, 8, seeds=3, width_divisor=1, networks=_NETWORKS),
+    "gpu": Budget(224, 64, seeds=5, width_divisor=1, networks=_NETWORKS),
+}
 NOISE, PHOTOGRAPHS = "noise", "photographs"
 _FIELDS = [field for field in Signal._fields if field != "blocks"]
 
@@ -85,10 +88,11 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
         }
 
     conditions = {"budget": budget, **design._asdict()}
+    del conditions["networks"]
     members = [
         {"network": name, "change": change, "images": images, "seed": seed}
         for seed in range(design.seeds)
-        for name, change in _NETWORKS
+        for name, change in design.networks
         for images in MAKE_IMAGES
     ]
     rows = grid.run_grid(workdir, conditions, members, run)
@@ -209,7 +213,8 @@ def predicted_variances(name: str) -> np.ndarray | None:
 def mean_signals(rows: Sequence[grid.Row], images: str) -> dict[tuple[str, str], Signal]:
     """Returns each network's figures on one kind of images, as geometric means over the seeds."""
     signals = {}
-    for member in _NETWORKS:
+    measured = dict.fromkeys((row["network"], row["change"]) for row in rows)
+    for member in measured:
         own = [r for r in rows if (r["network"], r["change"], r["images"]) == (*member, images)]
         curves = {
             field: np.exp(np.mean(np.log([np.array(row[field], float) for row in own]), axis=0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.configs import lm as configuration
-from experiments.studies import lm
+from experiments.studies import grid, lm, lm_training
 
 TUNED = {"none": 0.0, "AGC by unit": 0.01}
 
@@ -48,7 +48,18 @@ def test_the_difference_pairs_seeds_and_has_students_interval() -> None:
     half = 4.3027 * 0.1 / math.sqrt(3)
     assert found == pytest.approx((-0.1, -0.1 - half, -0.1 + half), abs=1e-4)
     theirs[0]["loss"] = None
-    assert str(lm.difference(ours, theirs)) == str(lm.grid.format_cell(None))
+    assert str(lm.difference(ours, theirs)) == str(grid.format_cell(None))
+
+
+def test_losses_are_compared_with_the_best_layer_normalization() -> None:
+    losses = {("layer_norm", "none"): 2.0, ("layer_norm", "AGC by unit"): 1.8, ("nf", "none"): 1.9}
+    rows = [row(c, loss, normalization=n, learning_rate=0.03) for (n, c), loss in losses.items()]
+    tuning = [*rows, row("none", 9.0, normalization="nf", learning_rate=0.1)]
+    *_, header, _, plain, agc, nf = lm.loss_table(rows, tuning).splitlines()
+    assert header.endswith("| against LayerNorm, clipping AGC by unit |")
+    assert plain.endswith("| 0.03* | 2 | – | +0.200 |")  # noqa: RUF001, an en dash is meant
+    assert agc.endswith("| 1.8 | -0.200 | – |")  # noqa: RUF001
+    assert nf.endswith("| 1.9 | – | +0.100 |")  # noqa: RUF001
 
 
 def test_the_largest_stable_rate_is_of_the_tuned_threshold() -> None:
@@ -62,7 +73,7 @@ def test_the_largest_stable_rate_is_of_the_tuned_threshold() -> None:
 
 
 def test_texts_are_of_different_files() -> None:
-    text = lm.read_text(10_000)
+    text = lm_training.read_text(10_000)
     assert len(text.train) == len(text.held_out) == len(text.test) == 10_000
     parts = [part.tobytes() for part in text]
     assert b"import" in parts[0] and len({part[:500] for part in parts}) == 3
@@ -78,7 +89,7 @@ def test_each_clipping_is_its_own() -> None:
     grads = jax.tree.map(lambda x: 100 * jnp.ones_like(x), params)
 
     def clipped(clipping: str) -> list[Any]:
-        optimizer = lm.make_optimizer(clipping, jnp.float32(0.1), lambda _: 0.0, config)
+        optimizer = lm_training.make_optimizer(clipping, jnp.float32(0.1), lambda _: 0.0, config)
         _, state = optimizer.update(grads, optimizer.init(params), params)
         moments = [x for x in jax.tree.leaves(state) if jnp.shape(x) == (2, 2)][:2]
         return [np.asarray(x) / (1 - config.b1) for x in moments]
@@ -98,8 +109,8 @@ def test_each_clipping_is_its_own() -> None:
 def test_a_compiled_run_learns_and_serves_all_rates_and_seeds() -> None:
     config = configuration.get_config("smoke")
     config.steps = 60
-    text = lm.read_text(config.text_bytes)
-    train = lm.trainer(config, "none", "global norm")
+    text = lm_training.read_text(config.text_bytes)
+    train = lm_training.trainer(config, "none", "global norm")
     untrained, trained, other = (
         train(text.train, text.test, 1.0, rate, seed)["loss"]
         for rate, seed in ((0.0, 0), (0.01, 0), (0.01, 1))

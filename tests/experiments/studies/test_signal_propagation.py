@@ -19,7 +19,7 @@ from experiments.studies.signal_propagation import (
 )  # fmt: skip
 from nfnets_jax.models.signal_propagation import Signal, measure_model
 
-DESIGN = Budget(64, 16, seeds=6, width_divisor=8)
+DESIGN = Budget(64, 16, seeds=6, width_divisor=8, networks=())
 CONFIG = nfnets_jax.create_model("nfnet_micro").config
 
 
@@ -49,7 +49,7 @@ def test_each_change_takes_one_part_away() -> None:
 
 
 def test_photographs_are_crops_of_two() -> None:
-    images = signal_propagation.photographs(jax.random.key(0), Budget(16, 4, 1, 1))
+    images = signal_propagation.photographs(jax.random.key(0), Budget(16, 4, 1, 1, ()))
     assert images.shape == (4, 16, 16, 3)
     smooth = np.abs(np.diff(images, axis=2)).mean() / np.std(images)
     assert 0 < smooth < 0.5  # Neighbours are alike: of noise it is 2 / sqrt(pi).
