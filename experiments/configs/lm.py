@@ -62,6 +62,8 @@ def get_config(budget: str = "cpu") -> ConfigDict:
             "b2": 0.95,
             "weight_decay": 0.1,
             "warmup_fraction": 0.1,
+            # Tried one by one beyond the budget's, while the best of an arm is at an edge.
+            "more_rates": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
             "tolerance": 0.1,  # nats above the best at which a learning rate still counts as stable
         }
     )

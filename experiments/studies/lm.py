@@ -17,7 +17,7 @@ import functools
 import itertools
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,8 +58,11 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
             settings["seed"],
         )
 
-    tuning = grid.run_grid(workdir, conditions, tuning_members(config), run)
-    final = grid.run_grid(workdir, conditions, final_members(config, tuning), run)
+    def run_all(members: Sequence[grid.Settings]) -> list[grid.Row]:
+        return grid.run_grid(workdir, conditions, members, run)
+
+    tuning = tune(config, run_all)
+    final = run_all(final_members(config, tuning))
     conditions["parameters"] = {
         name: lm_training.count_parameters(config, name) for name in config.normalizations
     }
@@ -90,6 +93,35 @@ def tuning_members(config: ConfigDict) -> list[grid.Settings]:
         for clipping, thresholds in config.clipping.items()
         for threshold, rate in itertools.product(thresholds, config.learning_rates)
     ]
+
+
+def tune(
+    config: ConfigDict, run_all: Callable[[Sequence[grid.Settings]], list[grid.Row]]
+) -> list[grid.Row]:
+    """Runs the grid of each arm, and further rates while its best is at an edge of them."""
+    members = tuning_members(config)
+    for _ in config.more_rates:
+        tuning = run_all(members)
+        added = [
+            {**{name: row[name] for name in members[0]}, "learning_rate": rate}
+            for rows in arms(tuning).values()
+            if len(config.learning_rates) > 1 and (rate := next_rate(rows, config.more_rates))
+            for row in {row["threshold"]: row for row in rows}.values()
+        ]
+        if not added:
+            break
+        members += added
+    return tuning
+
+
+def next_rate(rows: Sequence[grid.Row], rates: Sequence[float]) -> float | None:
+    """Returns the neighbour of an arm's best rate that was not tried; None if both were.
+
+    ``rates`` are all that there are, ascending; the best may also be the first or the last of them.
+    """
+    place = rates.index(best_run(rows)["learning_rate"])
+    tried = {row["learning_rate"] for row in rows}
+    return next((rate for rate in rates[max(place - 1, 0) : place + 2] if rate not in tried), None)
 
 
 def final_members(config: ConfigDict, tuning: Sequence[grid.Row]) -> list[grid.Settings]:
@@ -153,10 +185,11 @@ def difference(rows: Sequence[grid.Row], reference: Sequence[grid.Row]) -> Inter
 
 def loss_table(final: Sequence[grid.Row], tuning: Sequence[grid.Row]) -> str:
     """Returns the test loss of each tuned arm, with two comparisons, in Markdown."""
-    found, rates = arms(final), [row["learning_rate"] for row in tuning]
+    found, tuned = arms(final), arms(tuning)
     baseline = best_run([row for row in tuning if row["normalization"] == "layer_norm"])["clipping"]
 
-    def shown(rate: float) -> str:
+    def shown(arm: tuple[str, str], rate: float) -> str:
+        rates = [row["learning_rate"] for row in tuned[arm]]
         return f"{rate:g}*" if rate in (min(rates), max(rates)) else f"{rate:g}"
 
     lines = [
@@ -164,7 +197,7 @@ def loss_table(final: Sequence[grid.Row], tuning: Sequence[grid.Row]) -> str:
             _NAMES[normalization],
             clipping,
             rows[0]["threshold"] or None,
-            shown(rows[0]["learning_rate"]),
+            shown((normalization, clipping), rows[0]["learning_rate"]),
             float(np.mean([np.nan if row["loss"] is None else row["loss"] for row in rows])),
             *(
                 None if rows is reference else difference(rows, reference)
@@ -176,7 +209,7 @@ def loss_table(final: Sequence[grid.Row], tuning: Sequence[grid.Row]) -> str:
     return results.table(
         "Test loss, nats a byte, at the threshold and learning rate with the lowest held-out "
         "loss: mean over the seeds, and mean difference with its 95% interval, seed by seed. An "
-        "asterisk marks an edge of the grid of rates.",
+        "asterisk marks an edge of the rates that were tried.",
         (
             "in place of normalization",
             "clipping",
@@ -274,12 +307,14 @@ def _draw_rates(tuning: Sequence[grid.Row]) -> Figure:
         for clipping, color in _COLORS.items():
             rows = found[normalization, clipping]
             tuned = [row for row in rows if row["threshold"] == best_run(rows)["threshold"]]
+            tuned.sort(key=lambda row: row["learning_rate"])
             losses = np.array([row["loss"] for row in tuned], float)
             rates = [row["learning_rate"] for row in tuned]
             panel.plot(rates, losses, "o-", ms=4, color=color, label=clipping)
         panel.set(xscale="log", xlabel="learning rate", title=_NAMES[normalization])
         panel.xaxis.set_major_formatter("{x:g}")
-        panel.set_xticks(rates, minor=False)
+        shown = {row["learning_rate"] for row in tuning if row["normalization"] == normalization}
+        panel.set_xticks(sorted(shown), minor=False)
         panel.set_xticks([], minor=True)
         panel.tick_params(axis="x", rotation=45)
         panel.grid(alpha=0.3)

@@ -34,6 +34,24 @@ def test_threshold_and_rate_are_tuned_together_and_seeds_take_turns() -> None:
     assert len(tuned) == 15 and all(best.items() <= member.items() for member in tuned)
 
 
+def test_an_arm_whose_best_rate_is_at_an_edge_gets_more_rates() -> None:
+    config, best = configuration.get_config("hour"), {"layer_norm": 0.0003}
+
+    def run_all(members: Any) -> list[dict[str, Any]]:
+        """Layer normalization learns best at 0.0003, all else at 0.01."""
+        return [
+            {**m, "loss": abs(math.log(m["learning_rate"] / best.get(m["normalization"], 0.01)))}
+            for m in members
+        ]
+
+    rates: dict[str, set[float]] = {}
+    for tuned in lm.tune(config, run_all):
+        rates.setdefault(tuned["normalization"], set()).add(tuned["learning_rate"])
+    grid_rates = set(config.learning_rates)
+    assert rates.pop("layer_norm") == grid_rates | {0.001, 0.0003, 0.0001}
+    assert list(rates.values()) == [grid_rates] * 4
+
+
 def test_a_run_that_diverged_is_never_the_best() -> None:
     diverged, other = row("none", None), row("none", 9.0)
     assert lm.best_run([diverged, other]) is other
@@ -54,11 +72,11 @@ def test_the_difference_pairs_seeds_and_has_students_interval() -> None:
 def test_losses_are_compared_with_the_best_layer_normalization() -> None:
     losses = {("layer_norm", "none"): 2.0, ("layer_norm", "AGC by unit"): 1.8, ("nf", "none"): 1.9}
     rows = [row(c, loss, normalization=n, learning_rate=0.03) for (n, c), loss in losses.items()]
-    tuning = [*rows, row("none", 9.0, normalization="nf", learning_rate=0.1)]
+    tuning = [*rows, row("none", 9.0, normalization="layer_norm", learning_rate=0.1)]
     *_, header, _, plain, agc, nf = lm.loss_table(rows, tuning).splitlines()
     assert header.endswith("| against LayerNorm, clipping AGC by unit |")
     assert plain.endswith("| 0.03* | 2 | – | +0.200 |")  # noqa: RUF001, an en dash is meant
-    assert agc.endswith("| 1.8 | -0.200 | – |")  # noqa: RUF001
+    assert agc.endswith("| 0.03* | 1.8 | -0.200 | – |")  # noqa: RUF001
     assert nf.endswith("| 1.9 | – | +0.100 |")  # noqa: RUF001
 
 

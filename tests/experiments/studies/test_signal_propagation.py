@@ -17,6 +17,7 @@ from experiments.studies.signal_propagation import (
     UNSTANDARDIZED,
     Budget,
 )  # fmt: skip
+from nfnets_jax.models.initialization import initialize
 from nfnets_jax.models.signal_propagation import Signal, measure_model
 
 DESIGN = Budget(64, 16, seeds=6, width_divisor=8, networks=())
@@ -31,10 +32,10 @@ def block(change: str, **params: Any) -> tuple[np.ndarray, hk.Params]:
         made: Any = signal_propagation._BLOCKS[change](CONFIG, 64, 64, name="block")
         return made(x, 0.5)
 
-    made: Any = hk.without_apply_rng(hk.transform(run))
-    drawn = {**made.init(jax.random.key(1), x)}
+    drawn, _ = initialize(run, jax.random.key(1), x)
     drawn["block"] = {"skip_gain": jnp.ones(())}
-    return np.asarray(made.apply(drawn, x) - x), drawn
+    apply = jax.jit(hk.transform(run).apply)
+    return np.asarray(apply(drawn, None, x) - x), drawn
 
 
 def test_each_change_takes_one_part_away() -> None:
