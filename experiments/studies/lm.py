@@ -5,12 +5,13 @@ The prediction under test is that the same holds for transformers.
 
     python -m experiments.studies.lm --budget=cpu
 
-Design: GPTs with layer normalization, with nothing in its place, as normalizer-free networks, and
-with DyT and Derf (``nfnets_jax.models.transformer``) each learn the bytes of Python's standard
-library by AdamW, without clipping, with the global norm clipped, with AGC by unit, as NFNets have
-it, and with AGC by tensor, as DreamerV3 has it (Hafner et al. 2023, arXiv:2301.04104). For each of
-these arms one seed tunes threshold and learning rate together on held-out files; other seeds train
-with the best and are tested on files of a third kind. All runs take the same steps.
+Design: GPTs with layer normalization, with GPT-2's small embeddings and with embeddings scaled to
+variance one, with nothing in its place, as normalizer-free networks, and with DyT and Derf
+(``nfnets_jax.models.transformer``) each learn the bytes of Python's standard library by AdamW,
+without clipping, with the global norm clipped, with AGC by unit, as NFNets have it, and with AGC by
+tensor, as DreamerV3 has it (Hafner et al. 2023, arXiv:2301.04104). For each of these arms one seed
+tunes threshold and learning rate together on held-out files; other seeds train with the best and
+are tested on files of a third kind. All runs take the same steps.
 """
 
 import functools
@@ -31,9 +32,16 @@ from . import command, grid, lm_training, results
 
 _COLORS = {"none": "C7", "global norm": "C0", "AGC by unit": "C1", "AGC by tensor": "C3"}
 _NAMES = {
-    "layer_norm": "LayerNorm", "none": "nothing", "nf": "normalizer-free", "dyt": "DyT",
+    "layer_norm": "LayerNorm",
+    "scaled_layer_norm": "LayerNorm, scaled",
+    "none": "nothing",
+    "nf": "normalizer-free",
+    "dyt": "DyT",
     "derf": "Derf",
-}  # fmt: skip
+}
+
+
+_NORMALIZED = ("layer_norm", "scaled_layer_norm")
 
 
 def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
@@ -186,7 +194,9 @@ def difference(rows: Sequence[grid.Row], reference: Sequence[grid.Row]) -> Inter
 def loss_table(final: Sequence[grid.Row], tuning: Sequence[grid.Row]) -> str:
     """Returns the test loss of each tuned arm, with two comparisons, in Markdown."""
     found, tuned = arms(final), arms(tuning)
-    baseline = best_run([row for row in tuning if row["normalization"] == "layer_norm"])["clipping"]
+    normalized = [row for row in tuning if row["normalization"] in _NORMALIZED]
+    best = best_run(normalized)
+    baseline = (best["normalization"], best["clipping"])
 
     def shown(arm: tuple[str, str], rate: float) -> str:
         rates = [row["learning_rate"] for row in tuned[arm]]
@@ -201,7 +211,10 @@ def loss_table(final: Sequence[grid.Row], tuning: Sequence[grid.Row]) -> str:
             float(np.mean([np.nan if row["loss"] is None else row["loss"] for row in rows])),
             *(
                 None if rows is reference else difference(rows, reference)
-                for reference in (found[normalization, "none"], found["layer_norm", baseline])
+                for reference in (
+                    found[normalization, "none"],
+                    found[baseline],
+                )
             ),
         )
         for (normalization, clipping), rows in found.items()
@@ -217,7 +230,7 @@ def loss_table(final: Sequence[grid.Row], tuning: Sequence[grid.Row]) -> str:
             "learning rate",
             "loss",
             "against no clipping",
-            f"against LayerNorm, clipping {baseline}",
+            f"against {_NAMES[baseline[0]]}, clipping {baseline[1]}",
         ),
         lines,
     )

@@ -5,7 +5,7 @@ import itertools
 import sysconfig
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,10 +50,18 @@ def read_text(max_bytes: int) -> Text:
     return Text(train[:max_bytes], held_out[:shorter], test[:shorter])
 
 
+# The options of each network that is compared.
+NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    "layer_norm": {"normalization": "layer_norm"},
+    "scaled_layer_norm": {"normalization": "layer_norm", "scales_embedding": True},
+    **{name: {"normalization": name} for name in ("none", "nf", "dyt", "derf")},
+}
+
+
 def network(config: ConfigDict, normalization: str) -> Callable[[jax.Array], jax.Array]:
     """Returns the GPT as a function of tokens ``[N, T]``, to be transformed."""
     sizes = {name: config[name] for name in ("width", "layers", "heads", "context")}
-    options = GPTConfig(**sizes, normalization=normalization, alpha=config.alpha)
+    options = GPTConfig(**sizes, alpha=config.alpha, **NETWORKS[normalization])
     return lambda tokens: GPT(options)(tokens)
 
 

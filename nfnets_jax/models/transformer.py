@@ -53,6 +53,8 @@ class GPTConfig:
         ``pointwise_norms``; or ``"nf"``, a known factor, in blocks with standardized matrices.
       alpha: with ``"nf"``, the standard deviation that each branch adds at most.
       pointwise_alpha: with ``"dyt"`` and ``"derf"``, where their ``alpha`` starts.
+      scales_embedding: whether a learned scalar follows the embeddings, which starts where their
+        sum has variance one; None for all but ``"layer_norm"``, as GPT-2 has none.
 
     Raises:
       InputError: no such normalization, numbers out of their ranges, or a width that the heads do
@@ -67,6 +69,7 @@ class GPTConfig:
     normalization: str = "layer_norm"
     alpha: float = 0.2
     pointwise_alpha: float = 0.5
+    scales_embedding: bool | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
@@ -218,9 +221,8 @@ def normalize(x: jax.Array, config: GPTConfig, variance: float, name: str) -> ja
 class GPT(hk.Module):
     """A GPT that predicts each next token.
 
-    Except with layer normalization, a learned scalar follows the embeddings and starts where their
-    sum has variance one: without it, activations are too small for what replaces normalization
-    (Zhu et al. 2025, arXiv:2503.10622, section 5, on language models).
+    The learned scalar after the embeddings is that of Zhu et al. 2025, arXiv:2503.10622, section 5,
+    on language models: without it, activations are too small for what replaces normalization.
     """
 
     def __init__(self, config: GPTConfig, name: str | None = "gpt"):
@@ -241,7 +243,8 @@ class GPT(hk.Module):
         embed = functools.partial(hk.Embed, embed_dim=config.width, w_init=Normal(_STD))
         x = embed(config.vocabulary, name="tokens")(tokens)
         x += embed(config.context, name="positions")(jnp.arange(length))
-        if config.normalization != "layer_norm":
+        scales = config.scales_embedding
+        if config.normalization != "layer_norm" if scales is None else scales:
             start = hk.initializers.Constant((2 * _STD**2) ** -0.5)
             x *= hk.get_parameter("embedding_scale", (), init=start)
         variances = config.variances

@@ -76,6 +76,18 @@ def test_every_form_starts_at_chance_and_sees_no_later_token(normalization: str)
     assert np.abs(logits[:, 6:] - changed[:, 6:]).max() > 1e-4
 
 
+def test_scaled_embeddings_are_an_option_of_every_form() -> None:
+    for normalization in NORMALIZATIONS:
+        for scales, expected in (
+            (None, normalization != "layer_norm"),
+            (True, True),
+            (False, False),
+        ):
+            config = GPTConfig(16, 1, 2, 12, 11, normalization, scales_embedding=scales)
+            shapes = jax.eval_shape(network(config).init, jax.random.key(0), TOKENS)
+            assert ("embedding_scale" in shapes.get("gpt", {})) == expected
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_agc_knows_the_units_of_every_form(normalization: str) -> None:
     params = new_params(GPTConfig(16, 1, 2, 12, 11, normalization))

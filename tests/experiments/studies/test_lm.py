@@ -20,18 +20,18 @@ def row(clipping: str, loss: float | None, **settings: Any) -> dict[str, Any]:
 def test_threshold_and_rate_are_tuned_together_and_seeds_take_turns() -> None:
     config = configuration.get_config("cpu")
     members = lm.tuning_members(config)
-    # Five networks, by 1 + 2 + 3 + 3 thresholds, by five rates; all held out, one seed.
-    assert len(members) == 5 * 9 * 5
+    # Six networks, by 1 + 2 + 3 + 3 thresholds, by five rates; all held out, one seed.
+    assert len(members) == 6 * 9 * 5
     assert {(member["text"], member["seed"]) for member in members} == {("held-out", 0)}
     best = {"clipping": "AGC by unit", "threshold": 0.05, "learning_rate": 0.03}
     tuning = [
         {**member, "loss": 1.0 if best.items() <= member.items() else 2.0} for member in members
     ]
     final = lm.final_members(config, tuning)
-    assert [member["seed"] for member in final] == [1] * 20 + [2] * 20 + [3] * 20
+    assert [member["seed"] for member in final] == [1] * 24 + [2] * 24 + [3] * 24
     assert {member["text"] for member in final} == {"test"}
     tuned = [member for member in final if member["clipping"] == "AGC by unit"]
-    assert len(tuned) == 15 and all(best.items() <= member.items() for member in tuned)
+    assert len(tuned) == 18 and all(best.items() <= member.items() for member in tuned)
 
 
 def test_an_arm_whose_best_rate_is_at_an_edge_gets_more_rates() -> None:
