@@ -5,14 +5,18 @@ in time and memory and breaks the independence of a batch's examples.
 
     python -m experiments.studies.batchnorm_cost --budget=cpu
 
-Design: each batch-normalized network is compared with itself reduced to the scale and offset of its
-normalization and, where there is one, with the normalizer-free network of the same blocks. Training
-steps of all forms alternate in one process; memory is as the compiler plans it. To measure the
-coupling, all images of a batch but the first are replaced, and the change of the first one's logits
-is set over their standard deviation: 0 if images are independent.
+Design: each batch-normalized network is compared first with the normalizer-free network of its
+shape, then with itself reduced to the scale and offset of its normalization. In every round each
+form takes one training step, in an order that rotates; a ratio is the median over the rounds, with
+a bootstrap's 95% interval. On a CPU the process keeps to two cores. Memory is as the compiler plans
+it; budget ``h100`` plans for an H100 instead of measuring, and needs its compiler but no GPU
+(``make plan-test`` installs it). To measure the coupling, all images of a batch but the first are
+replaced, and the change of the first one's logits is set over their standard deviation: 0 if images
+are independent.
 """
 
 import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,14 +28,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from scipy import stats
 
 import nfnets_jax
 from nfnets_jax.devices import transfer
+from nfnets_jax.errors import InputError
 from nfnets_jax.models.batch_norm import BatchNorm
 from nfnets_jax.training import recipes
 from nfnets_jax.training.experiment import build_experiment
 from nfnets_jax.training.memory import compile_update, planned_bytes
 
+from .. import plan
+from ..targets import open_target
 from . import command, grid, results
 
 
@@ -42,70 +51,132 @@ class Budget(NamedTuple):
       networks: batch-normalized networks and their normalizer-free relatives, "" for none.
       batch: images per step.
       size: side of the images in pixels.
-      steps: timed steps of each form.
+      rounds: timed steps of each form; 0 plans the memory alone.
       precision: of the computation.
+      cores: that the process keeps to; 0 for all.
+      target: a device to plan for, as ``experiments.plan`` takes it; "" for the one that is there.
     """
 
     networks: Mapping[str, str]
     batch: int
     size: int
-    steps: int
+    rounds: int
     precision: str
+    cores: int = 0
+    target: str = ""
 
 
-_NETWORKS = {"resnet50": "nf_resnet50", "efficientnet_b0": ""}
+_NETWORKS = {"resnet50": "nf_resnet50", "nfnet_f0_bn": "nfnet_f0", "efficientnet_b0": ""}
 BUDGETS = {
-    "smoke": Budget({"resnet26_small": "skipinit_resnet26_small"}, 4, 16, 2, "float32"),
-    "cpu": Budget(_NETWORKS, 16, 160, 15, "float32"),
-    "gpu": Budget(_NETWORKS, 256, 224, 50, "bfloat16"),
+    "smoke": Budget({"resnet26_small": "skipinit_resnet26_small"}, 4, 16, 2, "float32", cores=2),
+    "cpu": Budget(_NETWORKS, 8, 128, 100, "float32", cores=2),
+    "gpu": Budget(_NETWORKS, 128, 224, 100, "bfloat16"),
+    "h100": Budget(_NETWORKS, 256, 224, 0, "bfloat16", target="h100"),
 }
 NORMALIZED, REDUCED, FREE = "normalized", "scale and offset alone", "normalizer-free"
-_FORMS = (NORMALIZED, REDUCED, FREE)
+_FORMS = (NORMALIZED, FREE, REDUCED)
 
 
 def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
-    """Measures all networks; needs no data."""
+    """Measures or plans all networks; needs no data."""
     del data_dir
     design = BUDGETS[budget]
+    if design.cores:
+        keep_to_cores(design.cores)
     conditions = {"budget": budget, **design._asdict()}
     del conditions["networks"]
     rows = grid.run_grid(
         workdir,
         conditions,
         [{"network": network} for network in design.networks],
-        lambda settings: measure(settings["network"], design),
+        lambda settings: (measure if design.rounds else planned)(settings["network"], design),
     )
-    tables = [_form_table(rows), _share_table(rows)]
+    if not design.rounds:
+        return results.Results(conditions, rows, [_memory_table(rows)], {})
+    tables = [_ratio_table(rows), _form_table(rows), _memory_table(rows)]
     return results.Results(conditions, rows, tables, {"batchnorm_cost": _draw(rows)})
 
 
-def measure(network: str, design: Budget) -> dict[str, float]:
+def keep_to_cores(count: int) -> None:
+    """Keeps this process and the threads that it will start to its first cores, on Linux.
+
+    Raises:
+      InputError: it may use fewer cores.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < count:
+        raise InputError(f"this budget takes {count} cores; this process may use {len(cores)}")
+    os.sched_setaffinity(0, cores[:count])
+
+
+def forms(network: str, design: Budget) -> dict[str, str]:
+    """Returns the registered network of each form of a network."""
+    names = {NORMALIZED: network, FREE: design.networks[network], REDUCED: network}
+    return {form: name for form, name in names.items() if name}
+
+
+def planned(network: str, design: Budget) -> dict[str, float]:
+    """Returns ``FORM bytes``, the memory that the compiler plans for each form of a network."""
+    figures = {}
+    for form, name in forms(network, design).items():
+        with _in_form(form):
+            found, _ = plan.plan(_config(name, design), open_target(design.target), 1000)
+        figures[f"{form} bytes"] = found["argument_bytes"] + found["temporary_bytes"]
+        print(f"{form} {name}: {figures[f'{form} bytes'] / 1e9:.2f} GB", flush=True)
+    return figures
+
+
+def measure(network: str, design: Budget) -> dict[str, Any]:
     """Measures a network in all its forms.
 
     Returns:
-      For each form, ``FORM seconds``, the median time of a step; ``FORM bytes``, planned by the
-      compiler; ``FORM coupling``, from ``coupling``. Also ``share``, the share of normalization in
-      a step's time, as the median over the steps, and its quartiles ``share_low`` and
-      ``share_high``.
+      For each form, ``FORM seconds``, of every timed step; ``FORM bytes``, planned by the compiler;
+      ``FORM coupling``, from ``coupling``.
     """
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     steps: dict[str, Callable[[], float]] = {}
-    for form in _FORMS:
-        name = design.networks[network] if form == FREE else network
-        if name:
-            with _without_statistics() if form == REDUCED else contextlib.nullcontext():
-                steps[form], figures[f"{form} bytes"] = _training_step(name, design)
-                figures[f"{form} coupling"] = coupling(name, design.size)
+    for form, name in forms(network, design).items():
+        print(f"compiling {name}, {form}", flush=True)
+        with _in_form(form):
+            steps[form], figures[f"{form} bytes"] = _training_step(name, design)
+            if jax.default_backend() == "cpu":  # The coupling is the same on every device.
+                figures[f"{form} coupling"] = coupling(name, min(design.size, 64))
     for step in steps.values():
         step()  # The first step is slower.
     seconds: dict[str, list[float]] = {form: [] for form in steps}
-    for _ in range(design.steps):
-        for form, step in steps.items():
-            seconds[form].append(step())
-    figures |= {f"{form} seconds": statistics.median(each) for form, each in seconds.items()}
-    shares = 1 - np.divide(seconds[REDUCED], seconds[NORMALIZED])
-    low, share, high = np.quantile(shares, [0.25, 0.5, 0.75])
-    return {**figures, "share": float(share), "share_low": float(low), "share_high": float(high)}
+    order = list(steps)
+    for done in range(1, design.rounds + 1):
+        for form in order:
+            seconds[form].append(steps[form]())
+        order.append(order.pop(0))
+        if done % 20 == 0:
+            print(f"{network}: {done} of {design.rounds} rounds", flush=True)
+    return {**figures, **{f"{form} seconds": each for form, each in seconds.items()}}
+
+
+class Ratio(NamedTuple):
+    """A median ratio of step times over the rounds, with its 95% interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def ratio(row: grid.Row, form: str, reference: str) -> Ratio:
+    """Returns the ratio of two forms' step times, round by round."""
+    ratios = np.divide(row[f"{form} seconds"], row[f"{reference} seconds"])
+    found = stats.bootstrap((ratios,), np.median, method="percentile", rng=0)
+    low, high = found.confidence_interval
+    return Ratio(float(np.median(ratios)), float(low), float(high))
+
+
+def _in_form(form: str) -> contextlib.AbstractContextManager[None]:
+    return _without_statistics() if form == REDUCED else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -126,12 +197,16 @@ def _without_statistics() -> Iterator[None]:
         yield
 
 
-def _training_step(name: str, design: Budget) -> tuple[Callable[[], float], float]:
-    """Returns a function that runs a training step and returns its seconds, and planned bytes."""
+def _config(name: str, design: Budget) -> ConfigDict:
     config = recipes.small_images(name, "synthetic", design.size)
     config.update({"batch_size": design.batch, "num_devices": 1, "look_every": 0})
     config.update({"micro_batch_size": design.batch, "precision": design.precision})
-    experiment = build_experiment(config)
+    return config
+
+
+def _training_step(name: str, design: Budget) -> tuple[Callable[[], float], float]:
+    """Returns a function that runs a training step and returns its seconds, and planned bytes."""
+    experiment = build_experiment(_config(name, design))
     # Black images: without normalization others might overflow, and time depends on shapes alone.
     images = np.zeros((design.batch, design.size, design.size, 3), np.uint8)
     batch = transfer(
@@ -171,18 +246,30 @@ def coupling(name: str, size: int) -> float:
     return float(jnp.max(jnp.abs(after - before)) / jnp.std(before))
 
 
+def _ratio_table(rows: Sequence[grid.Row]) -> str:
+    lines = []
+    for row in rows:
+        free = ratio(row, FREE, NORMALIZED) if f"{FREE} seconds" in row else None
+        lines.append((row["network"], free, ratio(row, REDUCED, NORMALIZED)))
+    return results.table(
+        "Time of a step over that of the batch-normalized network: median over the rounds, and its "
+        "95% interval. One minus the second is the share of normalization.",
+        ("batch-normalized network", FREE, REDUCED),
+        lines,
+    )
+
+
 def _form_table(rows: Sequence[grid.Row]) -> str:
     return results.table(
-        "A training step: median seconds, and gigabytes planned by the compiler. Coupling: the "
-        "largest change of an image's logits with the other images, over the standard deviation.",
-        ("network", "form", "seconds", "gigabytes", "coupling"),
+        "A training step: median seconds. Coupling: the largest change of an image's logits with "
+        "the other images, over the standard deviation; a dash where it was not measured.",
+        ("network", "form", "seconds", "coupling"),
         [
             (
                 row["network"],
                 form,
-                row[f"{form} seconds"],
-                row[f"{form} bytes"] / 1e9,
-                row[f"{form} coupling"],
+                statistics.median(row[f"{form} seconds"]),
+                row.get(f"{form} coupling"),
             )
             for row in rows
             for form in _FORMS
@@ -191,29 +278,46 @@ def _form_table(rows: Sequence[grid.Row]) -> str:
     )
 
 
-def _share_table(rows: Sequence[grid.Row]) -> str:
+def _memory_table(rows: Sequence[grid.Row]) -> str:
+    def gigabytes(row: grid.Row, form: str) -> float | None:
+        planned = row.get(f"{form} bytes")
+        return None if planned is None else planned / 1e9
+
     return results.table(
-        "Share of normalization in the time of a step: median and quartiles over the steps.",
-        ("network", "median", "lower quartile", "upper quartile"),
-        [
-            (row["network"], *(f"{row[name]:.0%}" for name in ("share", "share_low", "share_high")))
-            for row in rows
-        ],
+        "Memory of a training step, gigabytes planned by the compiler.",
+        ("batch-normalized network", *_FORMS),
+        [(row["network"], *(gigabytes(row, form) for form in _FORMS)) for row in rows],
     )
 
 
 def _draw(rows: Sequence[grid.Row]) -> Figure:
-    figure = Figure(figsize=(6, 3.5), dpi=110, layout="constrained")
+    """Draws the step time of each form over that of the batch-normalized network."""
+    figure = Figure(figsize=(6.5, 3.5), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for index, form in enumerate(_FORMS):
-        measured = [(i, row) for i, row in enumerate(rows) if f"{form} seconds" in row]
-        places = [i + 0.27 * (index - 1) for i, _ in measured]
-        axes.bar(places, [row[f"{form} seconds"] for _, row in measured], 0.25, label=form)
+    for offset, form in ((-0.1, FREE), (0.1, REDUCED)):
+        measured = [(place, row) for place, row in enumerate(rows) if f"{form} seconds" in row]
+        ratios = [ratio(row, form, NORMALIZED) for _, row in measured]
+        axes.errorbar(
+            [place + offset for place, _ in measured],
+            [each.median for each in ratios],
+            [
+                [each.median - each.low for each in ratios],
+                [each.high - each.median for each in ratios],
+            ],
+            fmt="o",
+            capsize=4,
+            label=form,
+        )
+    axes.axhline(1, color="k", linestyle=":", label=NORMALIZED)
     axes.set_xticks(range(len(rows)), [row["network"] for row in rows])
-    axes.set(ylabel="seconds per training step")
+    axes.set(
+        ylabel="step time over batch-normalized",
+        title="Median over the rounds and its 95% interval",
+    )
+    axes.grid(axis="y", alpha=0.3)
     axes.legend()
     return figure
 
 
 if __name__ == "__main__":
-    command.run("batchnorm_cost", __doc__, study)
+    command.run("batchnorm_cost", __doc__, study, budgets=tuple(BUDGETS))

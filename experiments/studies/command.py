@@ -1,7 +1,7 @@
 """Runs a study: ``python -m experiments.studies.NAME --budget= --workdir= --data_dir=``."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nfnets_jax.errors import InputError
@@ -15,7 +15,7 @@ BUDGETS = ("smoke", "cpu", "gpu")
 Study = Callable[[Path, str, Path | None], results.Results]
 
 
-def run(name: str, description: str, study: Study) -> None:
+def run(name: str, description: str, study: Study, budgets: Sequence[str] = BUDGETS) -> None:
     """Runs a study with the options of the command line and writes its results.
 
     Exits with one line if the study raises ``InputError``.
@@ -24,10 +24,11 @@ def run(name: str, description: str, study: Study) -> None:
       name: the study's module in ``experiments.studies``, or one's full name.
       description: the study's docstring, for ``--help``.
       study: measures with a budget in a working directory; ``data_dir`` is None if not given.
+      budgets: that the study has.
     """
     module = name if "." in name else f"experiments.studies.{name}"
     parser = commands.parser(module.removeprefix("experiments."), description)
-    parser.add_argument("--budget", default="smoke", choices=BUDGETS)
+    parser.add_argument("--budget", default="smoke", choices=budgets)
     parser.add_argument("--workdir", type=Path, help=f"default: runs/studies/{name}/BUDGET")
     parser.add_argument("--data_dir", type=Path, help="data directory of TensorFlow Datasets")
     arguments = parser.parse_args()

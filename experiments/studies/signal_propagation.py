@@ -6,29 +6,29 @@ known in advance, and its mean near zero.
 
     python -m experiments.studies.signal_propagation --budget=cpu
 
-Design: Gaussian noise passes through networks as they are initialized. After each residual block
-the paper's three curves are measured: the average channel variance, the average squared channel
-mean, here over that variance, and the variance of the branch. An NF-ResNet loses its standardized
-kernels, its scaled activations and its betas, one at a time; an NFNet, a ResNet with batch
-normalization and a ResNet with nothing in its place stand beside it. Scales of branches that start
-at zero are set to one, or the branches would not show.
+Design: Gaussian noise and crops of two photographs pass through networks as they are initialized,
+and the gradient of a random linear function of their logits passes back. The paper's curves and the
+gradient's norm are measured at each residual block (``nfnets_jax.models.signal_propagation``). An
+NF-ResNet loses its standardized kernels, its scaled activations and its betas, one at a time, in
+its blocks; an NFNet, a ResNet with batch normalization and a ResNet with nothing in its place stand
+beside it. Scales of branches that start at zero are set to one, or the branches would not show.
 """
 
 import functools
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
+from sklearn.datasets import load_sample_images
 
 import nfnets_jax
+from nfnets_jax.data.normalization import IMAGENET_MEAN, IMAGENET_STD, normalize
 from nfnets_jax.models import layers
+from nfnets_jax.models.nfnet import NFBlock, WSConv2D
+from nfnets_jax.models.signal_propagation import Signal, measure_model, picture
 
 from . import command, grid, results
 
@@ -39,21 +39,18 @@ class Budget(NamedTuple):
     Attributes:
       image_size: side of the images in pixels.
       images: number of them.
-      seeds: of parameters and images.
+      seeds: of parameters, images and loss.
       width_divisor: the networks have this fraction of their published width.
+      networks: registered names, each with what its blocks lose.
     """
 
     image_size: int
     images: int
     seeds: int
     width_divisor: int
+    networks: tuple[tuple[str, str], ...]
 
 
-BUDGETS = {
-    "smoke": Budget(64, 8, seeds=1, width_divisor=8),
-    "cpu": Budget(128, 16, seeds=3, width_divisor=1),
-    "gpu": Budget(224, 64, seeds=5, width_divisor=1),
-}
 INTACT, UNSTANDARDIZED = "none", "kernels not standardized"
 UNSCALED, NO_BETA = "activations not scaled", "no beta"
 _NETWORKS = (
@@ -65,199 +62,134 @@ _NETWORKS = (
     ("resnet50", INTACT),
     ("unnormalized_resnet50", INTACT),
 )
-_CURVES = {
-    "variance": "variance",
-    "squared_mean": "squared mean / variance",
-    "branch_variance": "variance of the branch",
+_SMALL = (("nf_resnet26_small", INTACT), ("nf_resnet26_small", NO_BETA), ("resnet26_small", INTACT))
+BUDGETS = {
+    "smoke": Budget(16, 4, seeds=1, width_divisor=4, networks=_SMALL),
+    "cpu": Budget(128, 8, seeds=3, width_divisor=1, networks=_NETWORKS),
+    "gpu": Budget(224, 64, seeds=5, width_divisor=1, networks=_NETWORKS),
 }
-
-# By key of ``_CURVES``, the values after each residual block, ``[blocks]``.
-Curves = dict[str, np.ndarray]
+NOISE, PHOTOGRAPHS = "noise", "photographs"
+_FIELDS = [field for field in Signal._fields if field != "blocks"]
 
 
 def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
-    """Measures all networks; needs no data."""
+    """Measures all networks; needs no data but scikit-learn's two photographs."""
     del data_dir
     design = BUDGETS[budget]
 
-    def run(settings: grid.Settings) -> dict[str, list[float | None]]:
-        curves = measure(settings["network"], settings["change"], design, settings["seed"])
+    def run(settings: grid.Settings) -> dict[str, Any]:
+        model = network(settings["network"], settings["change"], design.width_divisor)
+        images_key, key = jax.random.split(jax.random.key(settings["seed"]))
+        images = MAKE_IMAGES[settings["images"]](images_key, design)
+        signal = measure_model(model, images, key)
         return {
-            name: [None if np.isnan(value) else float(value) for value in values]
-            for name, values in curves.items()
+            field: [None if np.isnan(value) else float(value) for value in getattr(signal, field)]
+            for field in _FIELDS
         }
 
     conditions = {"budget": budget, **design._asdict()}
+    del conditions["networks"]
     members = [
-        {"network": network, "change": change, "seed": seed}
-        for network, change in _NETWORKS
+        {"network": name, "change": change, "images": images, "seed": seed}
         for seed in range(design.seeds)
+        for name, change in design.networks
+        for images in MAKE_IMAGES
     ]
     rows = grid.run_grid(workdir, conditions, members, run)
-    curves = {member: _mean_curves(rows, *member) for member in _NETWORKS}
+    signals = {images: mean_signals(rows, images) for images in MAKE_IMAGES}
     return results.Results(
-        conditions, rows, [_table(curves)], {"signal_propagation": _draw(curves)}
+        conditions,
+        rows,
+        [_table(images, own) for images, own in signals.items()],
+        {
+            f"signal_propagation_{images}": picture(
+                {_label(*member): signal for member, signal in own.items()},
+                {
+                    name: predicted
+                    for name, change in own
+                    if change == INTACT and (predicted := predicted_variances(name)) is not None
+                },
+            )
+            for images, own in signals.items()
+        },
     )
 
 
-def measure(network: str, change: str, design: Budget, seed: int) -> Curves:
-    """Measures the signal after each residual block of a network.
+def noise(key: jax.Array, design: Budget) -> jax.Array:
+    """Draws independent Gaussian pixels, ``[images, size, size, 3]``."""
+    return jax.random.normal(key, (design.images, design.image_size, design.image_size, 3))
+
+
+def photographs(key: jax.Array, design: Budget) -> jax.Array:
+    """Cuts random squares of half the height from two photographs, normalized.
+
+    They are resized to ``[images, size, size, 3]``.
+    """
+    drawn = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    photos, crops = load_sample_images().images, []
+    for number in range(design.images):
+        photo = photos[number % len(photos)]
+        side = photo.shape[0] // 2
+        top, left = (int(drawn.integers(0, length - side + 1)) for length in photo.shape[:2])
+        crop = normalize(photo[top : top + side, left : left + side], IMAGENET_MEAN, IMAGENET_STD)
+        crops.append(jax.image.resize(crop, (design.image_size, design.image_size, 3), "linear"))
+    return jnp.stack(crops)
+
+
+MAKE_IMAGES: Mapping[str, Callable[[jax.Array, Budget], jax.Array]] = {
+    NOISE: noise,
+    PHOTOGRAPHS: photographs,
+}
+
+
+def network(name: str, change: str, width_divisor: int) -> nfnets_jax.Model:
+    """Returns a network with a fraction of its width, whose blocks have lost a part.
 
     Args:
-      network: a registered name.
-      change: what an NF-ResNet or NFNet loses: ``INTACT``, ``UNSTANDARDIZED``, ``UNSCALED`` or
-        ``NO_BETA``.
-      design: size of the images and of the network.
-      seed: of parameters and images.
-
-    Returns:
-      ``variance``, the average over channels; ``squared_mean``, over that variance;
-      ``branch_variance``, NaN for blocks with a convolution on their shortcut.
+      name: a registered name.
+      change: what the blocks of a normalizer-free network lose: ``INTACT``, ``UNSTANDARDIZED``,
+        ``UNSCALED`` or ``NO_BETA``.
+      width_divisor: the published width is divided by it.
     """
-    params_key, images_key, change_key = jax.random.split(jax.random.key(seed), 3)
-    size = design.image_size
-    noise = jax.random.normal(images_key, (design.images, size, size, 3))
-    if network.startswith("nf"):
-        outputs = _normalizer_free(network, change, design.width_divisor)
-    else:
-        outputs = _resnet(network, design.width_divisor)
-    return _curves(jax.device_get(outputs(noise, params_key, change_key)))
-
-
-# Called as ``outputs(images, params_key, change_key)``; returns the output of each residual block.
-Outputs = Callable[[jax.Array, jax.Array, jax.Array], list[jax.Array]]
-
-
-@functools.cache
-def _normalizer_free(name: str, change: str, width_divisor: int) -> Outputs:
-    """Returns the compiled network; every block is a stage, so that ``features`` has its output."""
     published = nfnets_jax.create_model(name).config
-    strides = [
-        stride if block == 0 else 1
-        for depth, stride in zip(published.depth, published.strides, strict=True)
-        for block in range(depth)
-    ]
-    width = np.repeat(published.width, published.depth) // width_divisor
-    model = nfnets_jax.create_model(
-        name,
-        features=True,
-        width=tuple(map(int, width)),
-        depth=(1,) * len(strides),
-        strides=tuple(strides),
-        stem=tuple((max(8, width // width_divisor), stride) for width, stride in published.stem),
-        group_size=published.group_size and published.group_size // width_divisor,
-    )
-
-    @jax.jit
-    def outputs(images: jax.Array, params_key: jax.Array, change_key: jax.Array) -> list[jax.Array]:
-        params, state = model.init(params_key, images)
-        weights = model.prepare(rescale(params, change, model.config), images)
-        if change == UNSTANDARDIZED:
-            weights = draw_kernels(weights, change_key)
-        stages, _ = model.forward(weights, state, None, images, False)
-        return [stages[f"stage_{number}"] for number in range(1, len(strides) + 1)]
-
-    return outputs
+    narrow: dict[str, Any] = {"width": tuple(x // width_divisor for x in published.width)}
+    if not name.startswith("nf"):
+        narrow["group_width"] = published.group_width // width_divisor
+        return nfnets_jax.create_model(name, **narrow)
+    narrow["stem"] = tuple((max(8, x // width_divisor), stride) for x, stride in published.stem)
+    if published.group_size:
+        narrow["group_size"] = published.group_size // width_divisor
+    return nfnets_jax.create_model(name, **narrow, block=_BLOCKS[change])
 
 
-def rescale(params: hk.Params, change: str, config: Any) -> hk.Params:
-    """Sets skip gains to one and moves a missing beta or activation gain into the kernels' gains.
+class NoBetaBlock(NFBlock):
+    """A block that does not divide by the standard deviation of its input."""
 
-    All convolutions of a block follow a scaled activation, and ``conv0`` and ``conv_shortcut`` also
-    follow beta: dividing their gain by either factor computes the same as leaving the factor out.
-
-    Args:
-      params: with one block per stage.
-      change: as ``measure`` takes it.
-      config: of the network.
-    """
-    betas = dict(zip(itertools.chain(*config.block_names), config.betas, strict=True))
-
-    def value(module: str, name: str, array: jax.Array) -> jax.Array:
-        if name == "skip_gain":
-            return jnp.ones_like(array)
-        block, _, layer = module.rpartition("/~/")
-        if name == "gain" and "block" in block:
-            if change == UNSCALED:
-                return array / layers.ACTIVATION_GAINS[config.activation]
-            if change == NO_BETA and layer in ("conv0", "conv_shortcut"):
-                return array / betas[block.rpartition("/~/")[2]]
-        return array
-
-    return {
-        module: {name: value(module, name, array) for name, array in arrays.items()}
-        for module, arrays in params.items()
-    }
+    def __call__(self, x: jax.Array, beta: Any = None, keep: jax.Array | None = None) -> jax.Array:
+        """Applies the block as if ``beta`` were one."""
+        del beta
+        return super().__call__(x, 1.0, keep)
 
 
-def draw_kernels(weights: hk.Params, key: jax.Array) -> hk.MutableParams:
-    """Replaces all standardized kernels by draws with variance one over their fan-in."""
-
-    def drawn(kernel: jax.Array, key: jax.Array) -> jax.Array:
-        fan_in = math.prod(kernel.shape[:-1])
-        return jax.random.normal(key, kernel.shape, kernel.dtype) * fan_in**-0.5
-
-    keys = iter(jax.random.split(key, len(weights)))
-    return {
-        module: {**values, "w": drawn(values["w"], next(keys))} if _is_conv(values) else {**values}
-        for module, values in weights.items()
-    }
+def unscaled_block(config: Any, *args: Any, **options: Any) -> NFBlock:
+    """Makes a block whose activations shrink the variance as they come."""
+    activation = layers.unscaled_activation(config.activation)
+    return NFBlock(config, *args, **{**options, "activation": activation})
 
 
-def _is_conv(values: Mapping[str, jax.Array]) -> bool:
-    return "w" in values and values["w"].ndim == 4
+def unstandardized_block(
+    config: Any, *args: Any, conv: Callable[..., WSConv2D] = WSConv2D, **options: Any
+) -> NFBlock:
+    """Makes a block whose kernels are used as drawn, with variance one over their fan-in."""
+    return NFBlock(config, *args, conv=functools.partial(conv, prepared=True), **options)
 
 
-@functools.cache
-def _resnet(name: str, width_divisor: int) -> Outputs:
-    """Returns the compiled network, with all normalization scales at one."""
-    published = nfnets_jax.create_model(name).config
-    model = nfnets_jax.create_model(
-        name,
-        width=tuple(width // width_divisor for width in published.width),
-        group_width=published.group_width // width_divisor,
-    )
-    blocks: list[jax.Array] = []
-
-    def keep_output(
-        call: Callable[..., Any], args: Any, kwargs: Any, context: hk.MethodContext
-    ) -> jax.Array:
-        output = call(*args, **kwargs)
-        if context.method_name == "__call__" and type(context.module).__name__ == "_Block":
-            blocks.append(output)
-        return output
-
-    @jax.jit
-    def outputs(images: jax.Array, params_key: jax.Array, change_key: jax.Array) -> list[jax.Array]:
-        del change_key
-        params, state = model.init(params_key, images)
-        params = {
-            module: {k: jnp.ones_like(v) if k == "scale" else v for k, v in arrays.items()}
-            for module, arrays in params.items()
-        }
-        blocks.clear()
-        with hk.intercept_methods(keep_output):
-            model.apply(params, state, None, images, is_training=True)
-        return list(blocks)
-
-    return outputs
-
-
-def _curves(outputs: Sequence[np.ndarray]) -> Curves:
-    def variance(x: np.ndarray) -> float:
-        return float(np.mean(np.var(x, axis=(0, 1, 2))))
-
-    branches = [np.nan] + [
-        variance(after - before) if after.shape == before.shape else np.nan
-        for before, after in itertools.pairwise(outputs)
-    ]
-    variances = np.array([variance(x) for x in outputs])
-    squared_means = np.array([np.mean(np.mean(x, axis=(0, 1, 2)) ** 2) for x in outputs])
-    return {
-        "variance": variances,
-        "squared_mean": squared_means / variances,
-        "branch_variance": np.array(branches),
-    }
+_BLOCKS: Mapping[str, Callable[..., NFBlock]] = {
+    INTACT: NFBlock,
+    UNSTANDARDIZED: unstandardized_block,
+    UNSCALED: unscaled_block,
+    NO_BETA: NoBetaBlock,
+}
 
 
 def predicted_variances(name: str) -> np.ndarray | None:
@@ -278,48 +210,47 @@ def predicted_variances(name: str) -> np.ndarray | None:
     return np.array(variances)
 
 
-def _mean_curves(rows: Sequence[grid.Row], network: str, change: str) -> Curves:
-    own = [row for row in rows if (row["network"], row["change"]) == (network, change)]
-    return {name: np.mean([np.array(row[name], float) for row in own], axis=0) for name in _CURVES}
+def mean_signals(rows: Sequence[grid.Row], images: str) -> dict[tuple[str, str], Signal]:
+    """Returns each network's figures on one kind of images, as geometric means over the seeds."""
+    signals = {}
+    measured = dict.fromkeys((row["network"], row["change"]) for row in rows)
+    for member in measured:
+        own = [r for r in rows if (r["network"], r["change"], r["images"]) == (*member, images)]
+        curves = {
+            field: np.exp(np.mean(np.log([np.array(row[field], float) for row in own]), axis=0))
+            for field in _FIELDS
+        }
+        signals[member] = Signal((), **curves)
+    return signals
 
 
 def _label(network: str, change: str) -> str:
     return network if change == INTACT else f"{network}, {change}"
 
 
-def _table(curves: Mapping[tuple[str, str], Curves]) -> str:
+def _table(images: str, signals: Mapping[tuple[str, str], Signal]) -> str:
     lines = []
-    for (network, change), curve in curves.items():
-        predicted = predicted_variances(network)
+    for (name, change), signal in signals.items():
+        predicted = predicted_variances(name)
         error = None
         if predicted is not None:
-            error = float(np.abs(curve["variance"] / predicted - 1).max())
-        largest = (float(curve[name].max()) for name in ("variance", "squared_mean"))
-        lines.append((_label(network, change), *largest, error))
+            error = float(np.abs(signal.variance / predicted - 1).max())
+        lines.append(
+            (
+                _label(name, change),
+                float(signal.variance.max()),
+                float(signal.squared_mean.max()),
+                error,
+                float(signal.gradient[0] / signal.gradient[-1]),
+            )
+        )
     return results.table(
-        "Largest values over all blocks, means over the seeds. The error is that of the variance, "
-        "relative to its prediction; a dash where nothing is predicted.",
-        ("network", "variance", "squared mean / variance", "error"),
+        f"On {images}: largest values over all blocks, geometric means over the seeds. The error "
+        "is that of the variance, relative to its prediction, a dash where nothing is predicted. "
+        "The gradient is its norm at the first block's output over that at the last's.",
+        ("network", "variance", "squared mean / variance", "error", "gradient"),
         lines,
     )
-
-
-def _draw(curves: Mapping[tuple[str, str], Curves]) -> Figure:
-    figure = Figure(figsize=(14, 4.2), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(_CURVES))
-    for panel, (name, title) in zip(panels, _CURVES.items(), strict=True):
-        for (network, change), curve in curves.items():
-            blocks = np.arange(1, len(curve[name]) + 1)
-            panel.plot(blocks, curve[name], ".-", label=_label(network, change))
-            predicted = predicted_variances(network)
-            if name == "variance" and change == INTACT and predicted is not None:
-                panel.plot(blocks, predicted, "k:", zorder=3)
-        panel.set(xlabel="residual block", title=title, yscale="log")
-        panel.grid(alpha=0.3)
-    panels[0].plot([], [], "k:", label="predicted")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    return figure
 
 
 if __name__ == "__main__":

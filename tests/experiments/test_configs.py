@@ -46,7 +46,7 @@ def test_a_family_opens_with_command_hardware_hours_and_accuracy(family: ModuleT
     summary, command, *facts = (family.__doc__ or "").strip().split("\n\n")
     assert summary.endswith(".")
     if family is lm:
-        assert "python -m experiments.studies.lm_char --budget=cpu" in command
+        assert "python -m experiments.studies.lm --budget=cpu" in command
     else:
         (name,) = re.findall(r"python -m experiments\.run --config=(\w+)", command)
         assert name in family.VARIANTS
