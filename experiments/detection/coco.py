@@ -60,6 +60,11 @@ class CocoSource:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def most_objects(self) -> int:
+        """Largest number of objects in an image."""
+        return max(len(image.boxes) for image in self.images)
+
     def __getitem__(self, index: int) -> Record:
         """Returns an image's record.
 
