@@ -1,4 +1,4 @@
-"""Detection and segmentation on normalizer-free backbones; docs/detection.md says more.
+r"""Detection and segmentation on normalizer-free backbones; docs/detection.md says more.
 
     python -m experiments.run --config=detect_digits --workdir=DIR
 
@@ -59,7 +59,7 @@ def get_config(name: str = "detect_digits") -> ConfigDict:
             "momentum": 0.9,
             "nesterov": True,
             "weight_decay": 2e-5,
-            "clipping": 0.02,
+            "clipping": 0.04,
         },
         **(_on_coco() if variant.on_coco else _on_digits()),
     }

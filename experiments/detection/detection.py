@@ -61,7 +61,7 @@ class Detection(DenseTask):
             raise InputError(
                 f"label_smoothing is {config.label_smoothing}; task detection takes 0 alone"
             )
-        return create_dense_model(config, num_classes, read_settings(config), boxes=True, rare=True)
+        return create_dense_model(config, num_classes, read_settings(config), boxes=True)
 
     def losses(self, outputs: Outputs, batch: DeviceBatch, label_smoothing: float) -> Metrics:
         """Computes ``loss`` and its terms ``heat_loss`` and ``box_loss`` of each example.

@@ -25,6 +25,8 @@ HEAD = "DenseHead"
 # A new head gives each class this probability, so that the many pixels without an object do not
 # decide the first steps (Lin et al. 2017, arXiv:1708.02002, section 4.1).
 _PRIOR = 0.01
+# Standard deviation of the initial weights of predictions.
+_STD = 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,8 @@ class DenseConfig:
       stages: the backbone's stages that the pyramid joins, the largest resolution first.
       channels: of the pyramid and the head.
       depth: 3x3 convolutions of the head.
-      boxes: whether it predicts a box at every pixel too.
-      rare: whether classes are rare, each with a probability of its own; else they share one.
+      boxes: whether it predicts a box at every pixel too. Each class then has a probability of its
+        own, which is low at most pixels.
       frozen_statistics: whether the backbone's batch normalization keeps its running statistics,
         as detectors do whose batches are too small for statistics of their own.
     """
@@ -47,7 +49,6 @@ class DenseConfig:
     channels: int = 64
     depth: int = 2
     boxes: bool = False
-    rare: bool = False
     frozen_statistics: bool = False
 
     @property
@@ -68,7 +69,7 @@ class DenseConfig:
     @property
     def classifier(self) -> str:
         """Full name of the layer that predicts classes."""
-        return f"{HEAD}/linear"
+        return f"{HEAD}/predictions"
 
     @property
     def first_conv(self) -> str:
@@ -134,37 +135,34 @@ class DenseHead(hk.Module):
         for index in range(config.depth):
             x = conv(kernel_size=3, name=f"conv{index}")(activation(x))
         x = activation(x).astype(jnp.float32)
-        # One layer, the classifier, so that AGC leaves all predictions alone.
         outputs = self._num_classes + 4 * config.boxes
-        predicted = layers.Linear(outputs, 0.01, name="linear")(x)
-        logits = predicted[..., : self._num_classes]
-        if config.rare:
-            logits += math.log(_PRIOR / (1 - _PRIOR))
+        # By another name than a classifier's, whose gradients AGC leaves alone: those of a
+        # detector come from few pixels, and vary too much for that.
+        predicted = layers.Linear(outputs, _STD, name="predictions")(x)
         if not config.boxes:
-            return {"logits": logits}
-        distances = config.stride * jax.nn.softplus(predicted[..., self._num_classes :])
-        return {"logits": logits, "distances": distances}
+            return {"logits": predicted}
+        logits, distances = jnp.split(predicted, [self._num_classes], axis=-1)
+        return {
+            "logits": logits + math.log(_PRIOR / (1 - _PRIOR)),
+            "distances": config.stride * jax.nn.softplus(distances),
+        }
 
     def _pyramid(self, stages: Sequence[jax.Array]) -> jax.Array:
         """Adds the stages, the smallest resolution first, at the largest."""
-        joined = above = None
-        for info, stage in zip(self._config.stages[::-1], stages[::-1], strict=True):
-            name = f"lateral_{info.name}"
-            lateral = self._conv(kernel_size=1, name=name)(self._activation(stage))
-            if joined is None or above is None:
-                joined = lateral
-            else:
-                larger = upsample(joined, above.stride // info.stride, lateral.shape)
-                joined = (lateral + larger) * 0.5**0.5
-            above = info
-        assert joined is not None
+        laterals = [
+            self._conv(kernel_size=1, name=f"lateral_{info.name}")(self._activation(stage))
+            for info, stage in zip(self._config.stages, stages, strict=True)
+        ]
+        joined = laterals.pop()
+        for lateral in reversed(laterals):
+            joined = (lateral + upsample(joined, lateral.shape)) * 0.5**0.5
         return joined
 
 
-def upsample(x: jax.Array, factor: int, shape: Sequence[int]) -> jax.Array:
-    """Repeats pixels of ``[N, h, w, C]`` ``factor`` times, as far as ``shape`` ``[N, H, W, C]``."""
+def upsample(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Repeats the pixels of ``[N, h, w, C]``, as far as ``shape`` ``[N, H, W, C]`` reaches."""
     for axis in (1, 2):
-        x = jnp.repeat(x, factor, axis)
+        x = jnp.repeat(x, -(-shape[axis] // x.shape[axis]), axis)
     return x[:, : shape[1], : shape[2]]
 
 

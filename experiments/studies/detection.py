@@ -74,7 +74,7 @@ BUDGETS = {
         100_000, (2, 4, 16), (500, 5000), (0.4, 0.8, 1.6, 3.2, 6.4, 12.8), 5, 64, 12_000, _WHOLE
     ),
 }
-_CLIPPING = 0.02
+_CLIPPING = 0.04
 _PRETRAINING_BATCH = 128
 # Share of the training scenes on which rates are tuned.
 _HELD_OUT = 0.1
