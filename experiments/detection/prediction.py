@@ -18,8 +18,8 @@ from nfnets_jax.training.task import find_task
 from nfnets_jax.weights import hub
 from nfnets_jax.weights.run import read_model_state, read_params, read_run
 
+from . import drawing
 from .decoding import decode, stride_of
-from .objects import BACKGROUND
 from .placement import Placement, fit
 from .segmentation import enlarge
 
@@ -57,14 +57,9 @@ class FoundObjects(NamedTuple):
 
     def draw(self, picture: Picture) -> "Figure":
         """Draws boxes on the picture."""
-        figure, axes = show(picture)
-        for number, (name, score, (left, top, right, bottom)) in enumerate(self.objects):
-            color = f"C{number % 10}"
-            axes.plot(
-                [left, right, right, left, left], [top, top, bottom, bottom, top], color=color
-            )
-            label = f"{name} {score:.0%}"
-            axes.text(left, top, label, color="white", backgroundcolor=color, parse_math=False)
+        figure, axes = whole_figure(picture.pixels())
+        names = [f"{each.name} {each.score:.0%}" for each in self.objects]
+        drawing.draw_boxes(axes, [each.box for each in self.objects], names)
         return figure
 
 
@@ -96,32 +91,19 @@ class FoundPixels(NamedTuple):
 
     def draw(self, picture: Picture) -> "Figure":
         """Draws the classes in colours over the picture."""
-        from matplotlib import colormaps
-        from matplotlib.patches import Patch
-
-        figure, axes = show(picture)
-        present = [label for label in np.unique(self.labels).tolist() if label != BACKGROUND]
-        colors = {label: colormaps["tab10"](label % 10) for label in present}
-        overlay = np.zeros((*self.labels.shape, 4))
-        for label, color in colors.items():
-            overlay[self.labels == label] = (*color[:3], 0.6)
-        axes.imshow(overlay)
-        patches = [Patch(color=colors[k], label=self.names[k - 1]) for k in present]
-        if patches:
-            axes.legend(handles=patches, loc="upper right")
+        figure, axes = whole_figure(picture.pixels())
+        drawing.draw_classes(axes, self.labels, self.names)
         return figure
 
 
-def show(picture: Picture) -> tuple["Figure", Any]:
-    """Draws a picture, without axes."""
+def whole_figure(pixels: np.ndarray) -> tuple["Figure", Any]:
+    """Draws pixels ``[H, W, C]`` uint8 that fill a figure."""
     from matplotlib.figure import Figure  # It takes a second to import.
 
-    pixels = picture.pixels()
     height, width = pixels.shape[:2]
     figure = Figure(figsize=(6, 6 * height / width), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(pixels, cmap="gray" if pixels.shape[2] == 1 else None)
-    axes.set_axis_off()
+    drawing.draw_pixels(axes, pixels)
     return figure, axes
 
 
