@@ -44,7 +44,7 @@ class Budget(NamedTuple):
       images: images that each run learns from, epochs together.
       batch_sizes: images a step.
       scenes: training scenes, few and many; the comparison of batches takes many.
-      rates: learning rates for a batch of 256.
+      rates: learning rates for a batch of 256; a single one is used as it is.
       seeds: runs with the best rate.
       image_size: side of the scenes, pixels.
       pretraining_steps: of the classifiers, with batches of 128.
@@ -160,6 +160,7 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
 
     import_projects(configs.get_config("detect_digits").imports)
     compared = points(design)
+    first, *others = design.rates
     tuning = grid.run_grid(
         workdir,
         conditions,
@@ -167,6 +168,7 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
             {**point, "rate": rate, "tuned_on": round(_HELD_OUT * point["scenes"]), "seed": 0}
             for point in compared
             for rate in design.rates
+            if others
         ],
         run,
     )
@@ -174,7 +176,12 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
         workdir,
         conditions,
         [
-            {**point, "rate": best_rate(tuning, point), "tuned_on": 0, "seed": seed}
+            {
+                **point,
+                "rate": best_rate(tuning, point) if others else first,
+                "tuned_on": 0,
+                "seed": seed,
+            }
             for point in compared
             for seed in range(design.seeds)
         ],
@@ -183,7 +190,7 @@ def study(workdir: Path, budget: str, data_dir: Path | None) -> results.Results:
     return results.Results(
         conditions,
         [*tuning, *final],
-        [_table(final, tuning, design)],
+        [_table(final, design)],
         {"batch_size": _draw(final, design)},
     )
 
@@ -252,10 +259,11 @@ def _aps(final: Sequence[grid.Row], point: grid.Settings) -> list[float]:
     return [100 * row["AP"] for row in final if point.items() <= row.items()]
 
 
-def _table(final: Sequence[grid.Row], tuning: Sequence[grid.Row], design: Budget) -> str:
+def _table(final: Sequence[grid.Row], design: Budget) -> str:
     rows = []
     for point in points(design):
-        aps, rate = _aps(final, point), best_rate(tuning, point)
+        aps = _aps(final, point)
+        rate = next(row["rate"] for row in final if point.items() <= row.items())
         is_edge = len(design.rates) > 1 and rate in (design.rates[0], design.rates[-1])
         rows.append(
             (
@@ -268,7 +276,8 @@ def _table(final: Sequence[grid.Row], tuning: Sequence[grid.Row], design: Budget
         )
     return results.table(
         "Test AP in points: mean over the seeds, and half its 95% confidence interval. Learning "
-        "rates are for a batch of 256; one at an edge of the grid may not be the best.",
+        "rates are for a batch of 256; one at an edge of the grid may not be the best. A run that "
+        "diverged counts as 0.",
         ("way", "batch size", "scenes", "learning rate", "AP", "interval", "seeds"),
         rows,
     )
