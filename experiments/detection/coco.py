@@ -60,11 +60,6 @@ class CocoSource:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def most_objects(self) -> int:
-        """Largest number of objects in an image."""
-        return max(len(image.boxes) for image in self.images)
-
     def __getitem__(self, index: int) -> Record:
         """Returns an image's record.
 
@@ -85,6 +80,7 @@ def open_coco(
     test_labels: str = "",
     *,
     masks: bool,
+    most: int | None = None,
 ) -> Dataset:
     """Opens images in the format of COCO (Lin et al. 2014, arXiv:1405.0312).
 
@@ -96,15 +92,16 @@ def open_coco(
       labels: their ``instances_*.json``; the one in the directory where empty.
       test_directory, test_labels: the same for testing; no test images if both are empty.
       masks: whether the masks of objects are read.
+      most: largest number of objects in an image; None sets no limit.
 
     Raises:
-      InputError: a folder, a file or an image is missing, a file is not in the format, or the two
-        have other categories.
+      InputError: a folder, a file or an image is missing, a file is not in the format, an image has
+        too many objects, or the two files have other categories.
     """
-    train, names = read_instances(Path(directory), labels, masks)
+    train, names = read_instances(Path(directory), labels, masks, most)
     test = None
     if test_directory or test_labels:
-        test, test_names = read_instances(Path(test_directory), test_labels, masks)
+        test, test_names = read_instances(Path(test_directory), test_labels, masks, most)
         if names != test_names:
             here, there = sorted(set(names.items()) ^ set(test_names.items()))[0], test_directory
             raise InputError(
@@ -122,7 +119,7 @@ def open_coco(
 
 
 def read_instances(
-    directory: Path, labels: str, masks: bool
+    directory: Path, labels: str, masks: bool, most: int | None
 ) -> tuple[list[Annotated], dict[int, str]]:
     """Reads a file of annotations, and checks it and that its images are there.
 
@@ -130,6 +127,7 @@ def read_instances(
       directory: of the images.
       labels: the file; the only ``instances_*.json`` of the directory where empty.
       masks: whether objects need a mask.
+      most: largest number of objects in an image; None sets no limit.
 
     Returns:
       The images, and the names of the categories by their ids, in the order of the ids.
@@ -171,6 +169,12 @@ def read_instances(
         read = [_read(file, a, image, numbers, masks, left_out) for a in by_image[key]]
         found.append(_annotated(directory, image, [each for each in read if each]))
     _check_images(file, directory, [image.path for image in found])
+    fullest = max(found, key=lambda image: len(image.boxes))
+    if most is not None and len(fullest.boxes) > most:
+        raise InputError(
+            f"{fullest.path} has {len(fullest.boxes)} objects, more than the {most} of "
+            "task.settings.most_objects"
+        )
     if left_out:
         counts = ", ".join(f"{count} {why}" for why, count in left_out.items())
         print(f"{file}: of {len(content['annotations'])} annotations, {counts}", file=sys.stderr)

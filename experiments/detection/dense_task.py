@@ -54,7 +54,12 @@ class DenseTask:
             dataset = open_scenes(settings.scenes, data.image_size)
         else:
             dataset = open_coco(
-                data.dir, data.labels, data.test_dir, data.test_labels, masks=self.needs_masks
+                data.dir,
+                data.labels,
+                data.test_dir,
+                data.test_labels,
+                masks=self.needs_masks,
+                most=None if self.needs_masks else settings.most_objects,
             )
         if data.holdout:
             dataset = dataset.hold_out(data.holdout)

@@ -13,7 +13,6 @@ from nfnets_jax.models.registry import Model
 from nfnets_jax.training.task import Metrics, Outputs, Score
 
 from .average_precision import AveragePrecision, import_pycocotools
-from .coco import CocoSource
 from .decoding import decode, stride_of
 from .dense_task import DenseTask
 from .examples import EncodeBoxes
@@ -42,18 +41,11 @@ class Detection(DenseTask):
         """Opens the data.
 
         Raises:
-          InputError: as ``DenseTask.open_dataset``; pycocotools is not installed, which the end of
-            a run would find; or an image has more objects than ``most_objects``.
+          InputError: as ``DenseTask.open_dataset``; or pycocotools is not installed, which the end
+            of a run would find.
         """
         import_pycocotools()
-        dataset, most = super().open_dataset(config), read_settings(config).most_objects
-        for source in (dataset.train, dataset.test):
-            largest = source.most_objects if isinstance(source, CocoSource) else 0
-            if largest > most:
-                raise InputError(
-                    f"task.settings.most_objects is {most}, and an image has {largest} objects"
-                )
-        return dataset
+        return super().open_dataset(config)
 
     def create_model(self, config: ConfigDict, num_classes: int) -> Model:
         """Creates a backbone with a head that predicts heat and boxes."""

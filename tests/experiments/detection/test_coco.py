@@ -89,6 +89,19 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_more_objects_than_are_learned_are_refused(
+    written: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Those left over would be learned as background, and not be missed by AP."""
+
+    def repeat(content: dict[str, Any]) -> None:
+        content["annotations"] += 9 * content["annotations"][:1]
+
+    folder = changed(written, repeat, tmp_path)
+    with pytest.raises(InputError, match=r"000.png has \d+ objects, more than the 8 of task"):
+        open_coco(folder, masks=False, most=8)
+
+
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no folder"):
         open_coco(str(tmp_path / "nowhere"), masks=False)
