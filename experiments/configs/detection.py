@@ -85,11 +85,11 @@ def _on_digits() -> dict[str, Any]:
         "model": {"name": "nf_resnet26_small", "stem": ((64, 2),)},
         "data": {"name": "digit_scenes", "image_size": 64, "test_image_size": 64},
         "batch_size": 16,
-        "num_steps": 1500,  # 4.8 epochs
+        "num_steps": 4000,  # 12.8 epochs
         "ema_decay": 0.99,
         "log_every": 50,
-        "eval_every": 500,
-        "checkpoint_every": 250,
+        "eval_every": 1000,
+        "checkpoint_every": 500,
     }
 
 
