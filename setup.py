@@ -34,8 +34,11 @@ TESTING = [
     "pytest-xdist>=3.6",
     "setuptools>=77",
 ]
+# Average precision, and masks in the format of COCO.
+DETECTION = ["pycocotools>=2.0.8"]
 DEVELOPMENT = [
     *TESTING,
+    *DETECTION,
     "equinox>=0.13",
     "flax>=0.12",
     "hypothesis>=6.100",
@@ -81,6 +84,7 @@ setup(
         "dev": TRAINING + DEVELOPMENT,
         "docs": DOCUMENTATION,
         "onnx": ONNX,
+        "detection": DETECTION,
         "wandb": WANDB,
         "hub": HUB,
         "cuda": CUDA,

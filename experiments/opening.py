@@ -34,6 +34,8 @@ def open_named(arguments: argparse.Namespace, features: bool = False) -> Classif
         raise InputError(f"--size is {arguments.size}; it takes a number from 1 on")
     arguments.weights = arguments.weights and hub.local(arguments.weights)
     find_model(arguments.model, arguments.weights)
+    if (task := task_of(arguments.weights)) != "classification":
+        raise InputError(f"{arguments.weights} is a run of {task}, and no classifier")
     if arguments.raw and not is_run(arguments.weights):
         raise InputError("--raw takes the last parameters of a run, and --weights names no run")
     return open_classifier(
@@ -45,6 +47,19 @@ def open_named(arguments: argparse.Namespace, features: bool = False) -> Classif
         features=features,
         average=not arguments.raw,
     )
+
+
+def task_of(weights: str | None) -> str:
+    """Returns the task that the weights were trained for, the projects of a run imported.
+
+    Raises:
+      InputError: the weights cannot be read.
+    """
+    local = weights and hub.local(weights)
+    if local is None or not is_run(local):
+        return "classification"
+    model_of_run(local)
+    return read_run(Path(local)).config.get("task", {}).get("name", "classification")
 
 
 def find_model(model: str | None, weights: str | None) -> dict[str, Any]:

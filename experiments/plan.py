@@ -173,7 +173,7 @@ def _build(config: ConfigDict, target: Target, num_classes: int) -> Experiment:
     config.init.weights = ""
     config.data.holdout = 0
     dataset = None
-    if config.data.name not in ("digits", "synthetic"):
+    if config.task.name == "classification" and config.data.name not in ("digits", "synthetic"):
         mean, std = mean_and_std(config.data.name)
         dataset = dataclasses.replace(
             open_dataset("synthetic", size=config.data.image_size),

@@ -1,7 +1,8 @@
-"""Classifies images: the five likeliest classes of each.
+"""Classifies images: the five likeliest classes of each. Or finds what else a run has learned to.
 
     python -m experiments.predict photo.jpg --model=nfnet_f0
     python -m experiments.predict photos/ 'more/*.png' --weights=runs/nfnet_cifar10 --json
+    python -m experiments.predict photo.jpg --weights=runs/detect_digits --save=drawn
     curl -s URL | python -m experiments.predict - --model=nfnet_f0 --weights=F0_haiku.npz
 
 An IMAGE is a file, a folder, a pattern, or ``-`` for standard input: an image, or paths, one a
@@ -13,7 +14,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import rich.console
@@ -22,21 +23,15 @@ import rich.progress
 from nfnets_jax.data.decoding import Picture, Reading
 from nfnets_jax.data.sources import IMAGE_SUFFIXES
 from nfnets_jax.errors import InputError, UnreadableImageError
-from nfnets_jax.serving.classifier import Classifier
 
-from . import commands, opening, process
+from . import classes, commands, opening, process  # noqa: F401, classes answers for classifiers
+from .predictors import Answer, Predictor, find_predictor
 
-_TOP = 5
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Phones note how they were held.
 _READING = Reading(upright=True)
-
-
-class Prediction(NamedTuple):
-    """A class and its probability."""
-
-    label: int
-    name: str
-    probability: float
 
 
 class InputImage(NamedTuple):
@@ -47,28 +42,31 @@ class InputImage(NamedTuple):
 
 
 def main() -> None:
-    """Classifies the images of the command line."""
+    """Answers for the images of the command line."""
     parser = commands.parser("predict", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     opening.add_flags(parser)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--json", action="store_true", help="one JSON object an image")
-    parser.add_argument("--save", type=Path, help="folder for pictures with the classes drawn")
+    parser.add_argument("--save", type=Path, help="folder for pictures with the answers drawn")
     arguments = parser.parse_args()
     process.keep_freed_memory()
     try:
         if arguments.batch_size < 1:
             raise InputError(f"--batch_size is {arguments.batch_size}; it takes a number from 1 on")
         inputs = list(find(arguments.images))
-        classifier = opening.open_named(arguments)
+        predictor = find_predictor(opening.task_of(arguments.weights))(arguments)
         unreadable = 0
-        for image, picture, classes in classify(classifier, inputs, arguments.batch_size):
-            if picture is None:
+        for image, picture, answer in predict(predictor, inputs, arguments.batch_size):
+            if picture is None or answer is None:
                 unreadable += 1
                 continue
-            print(as_json(image, classes) if arguments.json else as_table(image, classes))
+            if arguments.json:
+                print(json.dumps({"image": image.name, **answer.as_json()}))
+            else:
+                print("\n".join([image.name, *answer.as_lines()]))
             if arguments.save:
-                draw(picture, classes, arguments.save, image.name)
+                save(answer.draw(picture), arguments.save, image.name)
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -114,10 +112,10 @@ def _standard_input() -> Iterator[InputImage]:
     yield from find(paths)
 
 
-def classify(
-    classifier: Classifier, inputs: Sequence[InputImage], batch_size: int
-) -> Iterator[tuple[InputImage, Picture | None, list[Prediction]]]:
-    """Yields each image with its likeliest classes; without a picture if it is unreadable.
+def predict(
+    predictor: Predictor, inputs: Sequence[InputImage], batch_size: int
+) -> Iterator[tuple[InputImage, Picture | None, Answer | None]]:
+    """Yields each image with the answer; without a picture if it is unreadable.
 
     Standard error gets a line for each unreadable image, and the progress if there are many images.
     """
@@ -125,62 +123,36 @@ def classify(
     console = rich.console.Console(stderr=True)
     starts = rich.progress.track(
         range(0, len(inputs), batch_size),
-        "classifying",
+        "predicting",
         console=console,
         transient=True,
         disable=len(inputs) <= batch_size or not console.is_terminal,
     )
     for start in starts:
         part = inputs[start : start + batch_size]
-        size = classifier.view.size
-        images = np.zeros((batch_size, size, size, classifier.view.channels), np.uint8)
         pictures: list[Picture | None] = []
+        seen: dict[int, np.ndarray] = {}
         for index, image in enumerate(part):
+            pictures.append(None)
             try:
                 picture = Picture(image.image, image.name, _READING)
-                images[index] = classifier.view(picture)
+                seen[index] = predictor.see(picture)
+                pictures[index] = picture
             except UnreadableImageError as error:
                 print(f"error: {error}", file=sys.stderr)
-                pictures.append(None)
-            else:
-                pictures.append(picture)
-        if any(pictures):
-            probabilities = classifier(images)
+        answers: Sequence[Answer] = ()
+        if seen:
+            # All batches have one size, so that the network is compiled once.
+            images = np.zeros((batch_size, *next(iter(seen.values())).shape), np.uint8)
+            images[list(seen)] = np.stack(list(seen.values()))
+            answers = predictor.answer(images, pictures)
         for index, shown in enumerate(pictures):
-            classes = likeliest(classifier, probabilities[index]) if shown else []
-            yield part[index], shown, classes
+            yield part[index], shown, answers[index] if shown else None
 
 
-def likeliest(classifier: Classifier, probabilities: np.ndarray) -> list[Prediction]:
-    """Returns the few likeliest of ``[num_classes]`` probabilities, the largest first."""
-    order = np.argsort(-probabilities, kind="stable")[:_TOP].tolist()
-    return [Prediction(k, classifier.name(k), float(probabilities[k])) for k in order]
-
-
-def as_table(image: InputImage, classes: Sequence[Prediction]) -> str:
-    """Formats the image's name, and below it a line a class."""
-    return "\n".join([image.name, *(f"  {c.probability:7.2%}  {c.name}" for c in classes)])
-
-
-def as_json(image: InputImage, classes: Sequence[Prediction]) -> str:
-    """Formats one line of JSON."""
-    return json.dumps({"image": image.name, "classes": [c._asdict() for c in classes]})
-
-
-def draw(picture: Picture, classes: Sequence[Prediction], folder: Path, name: str) -> Path:
-    """Saves the picture with its classes as a PNG of the same name, and returns its path."""
-    from matplotlib.figure import Figure  # It takes a second to import.
-
+def save(figure: "Figure", folder: Path, name: str) -> Path:
+    """Saves a drawing as a PNG of the image's name, or of it and a number, and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    pixels = picture.pixels()
-    left.imshow(pixels, cmap="gray" if pixels.shape[2] == 1 else None)
-    left.set_axis_off()
-    places = range(len(classes))[::-1]
-    right.barh(places, [c.probability for c in classes])
-    right.set_yticks(places, [c.name for c in classes], parse_math=False)
-    right.set(xlim=(0, 1), xlabel="probability")
     path = folder / f"{Path(name).stem}.png"
     number = 2
     while path.exists():

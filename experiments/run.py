@@ -13,7 +13,7 @@ import runpy
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -23,6 +23,9 @@ from nfnets_jax.training import schema
 
 from . import commands, configs, process
 from .projects import import_projects
+
+if TYPE_CHECKING:
+    from nfnets_jax.training.task import Score
 
 _DEFAULT = "nfnet_digits"
 
@@ -48,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported once the flags are parsed, so that wrong ones are reported at once.
     from nfnets_jax.training import hosts, loop
     from nfnets_jax.training.profiling import parse_steps
+    from nfnets_jax.training.task import find_task
 
     logging.set_verbosity(logging.WARNING)  # Orbax logs thirty lines a checkpoint.
     if argv[1:]:
@@ -69,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{interrupted}; the same command resumes it", file=sys.stderr)
         sys.exit(128 + interrupted.signal_number)
     if hosts.is_first():
-        print(_results(summary, workdir))
+        print(_results(summary, workdir, find_task(config.task.name).score))
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -140,15 +144,17 @@ def _name() -> str:
     return argument or Path(file).stem
 
 
-def _results(summary: dict[str, Any], workdir: Path) -> str:
-    test = summary["test"]
-    accuracy = (
-        f"test top-1 {test['top1']:.2%}, of the moving average {test['ema_top1']:.2%}"
-        if test
-        else f"train top-1 {summary['train']['top1']:.2%}, no test images"
-    )
+def _results(summary: dict[str, Any], workdir: Path, score: "Score") -> str:
+    (name, label), test, train = score, summary["test"], summary["train"]
+    if test:
+        average = f"of the moving average {test[f'ema_{name}']:.2%}"
+        result = f"test {label} {test[name]:.2%}, {average}"
+    elif name in train:
+        result = f"train {label} {train[name]:.2%}, no test images"
+    else:
+        result = f"train loss {train['loss']:.4f}, no test images"
     return (
-        f"{accuracy}, after {summary['steps']} steps in {summary['seconds']:.0f} s\n"
+        f"{result}, after {summary['steps']} steps in {summary['seconds']:.0f} s\n"
         f"checkpoint  {workdir / 'checkpoints' / str(summary['steps'])}\n"
         f"curves      {workdir / 'curves.png'}"
     )

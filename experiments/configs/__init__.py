@@ -11,6 +11,7 @@ from nfnets_jax.errors import InputError, nearest
 
 from . import (
     cifar10,
+    detection,
     digits,
     efficientnet,
     finetune,
@@ -21,7 +22,18 @@ from . import (
     resnet,
 )
 
-_FAMILIES = (nfnet, nf_resnet, nf_regnet, resnet, efficientnet, jft, finetune, digits, cifar10)
+_FAMILIES = (
+    nfnet,
+    nf_resnet,
+    nf_regnet,
+    resnet,
+    efficientnet,
+    jft,
+    finetune,
+    digits,
+    cifar10,
+    detection,
+)
 # The family of each configuration.
 FAMILIES = {name: family for family in _FAMILIES for name in family.VARIANTS}
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from nfnets_jax.data.decoding import AS_USUAL, Picture, Reading
 from nfnets_jax.data.sources import ArraySource, Source, fetch
 from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.errors import InputError, UnreadableImageError
+
+Read = TypeVar("Read")
 
 # Unreadable records in a row after which reading fails.
 _MAX_SKIPPED = 100
@@ -83,6 +85,40 @@ class Examples(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Order:
+    """The endless order in which records are trained on, in epochs that each hold all of them.
+
+    Attributes:
+      length: number of records.
+      seed: of the order, and of the random numbers of the images.
+      repeats: how often each record appears.
+      images_per_example: consecutive images that one example is made of.
+      distinct: images that are repeated together, as those that are mixed with each other differ.
+    """
+
+    length: int
+    seed: int
+    repeats: int = 1
+    images_per_example: int = 1
+    distinct: int = 1
+
+    def context(self, indices: np.ndarray) -> BatchContext:
+        """Returns what is known of the images of the examples at some indices, ``[B]``."""
+        count = self.images_per_example
+        images = (indices[:, None] * count + np.arange(count)).ravel()
+        # For groups a b and c d, each repeated twice: a b a b c d c d.
+        repeated, within = np.divmod(images, self.distinct * self.repeats)
+        epochs, positions = np.divmod(
+            repeated * self.distinct + within % self.distinct, self.length
+        )
+        records = np.empty_like(images)
+        for epoch in np.unique(epochs):
+            order = _epoch_order(self.length, self.seed, int(epoch))
+            records[epochs == epoch] = order[positions[epochs == epoch]]
+        return BatchContext(self.seed, images, records, self.length, epochs)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainExamples:
     """An endless sequence of training examples.
 
@@ -110,6 +146,13 @@ class TrainExamples:
         """Consecutive examples that the transform combines, and all repetitions of their images."""
         return self.transform.group_size * self.repeats
 
+    @property
+    def order(self) -> "Order":
+        """The order of the images, and their random numbers."""
+        count = self.transform.images_per_example
+        distinct = self.transform.group_size * count
+        return Order(len(self.source), self.seed, self.repeats, count, distinct)
+
     def records(self, indices: np.ndarray) -> np.ndarray:
         """Returns the positions in the source of the images of the examples at some indices.
 
@@ -119,35 +162,11 @@ class TrainExamples:
         Returns:
           ``[B * images_per_example]``.
         """
-        return self._records_and_epochs(self._images(indices))[0]
+        return self.order.context(indices).records
 
     def context(self, indices: np.ndarray) -> BatchContext:
         """Returns what is known of the images of the examples at some indices, ``[B]``."""
-        positions = self._images(indices)
-        records, epochs = self._records_and_epochs(positions)
-        return BatchContext(self.seed, positions, records, len(self.source), epochs)
-
-    def _images(self, indices: np.ndarray) -> np.ndarray:
-        """Returns the positions of the examples' images in the endless order of training."""
-        count = self.transform.images_per_example
-        return (indices[:, None] * count + np.arange(count)).ravel()
-
-    def _records_and_epochs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # For groups a b and c d, each repeated twice: a b a b c d c d.
-        repeated, within = np.divmod(images, self._distinct * self.repeats)
-        epochs, positions = np.divmod(
-            repeated * self._distinct + within % self._distinct, len(self.source)
-        )
-        records = np.empty_like(images)
-        for epoch in np.unique(epochs):
-            order = _epoch_order(len(self.source), self.seed, int(epoch))
-            records[epochs == epoch] = order[positions[epochs == epoch]]
-        return records, epochs
-
-    @property
-    def _distinct(self) -> int:
-        """Images that are repeated together, as those that are mixed with each other differ."""
-        return self.transform.group_size * self.transform.images_per_example
+        return self.order.context(indices)
 
     def load(self, indices: np.ndarray) -> TrainBatch:
         """Loads the examples at some indices, ``[B]``: consecutive, in whole groups.
@@ -181,7 +200,9 @@ class TrainExamples:
         distinct = np.unique(batch.records).tolist()
         records = dict(zip(distinct, fetch(source, distinct), strict=True))
 
-        @functools.lru_cache(maxsize=self._distinct)  # So that a repeated image is decoded once.
+        @functools.lru_cache(
+            maxsize=self.order.distinct
+        )  # So that a repeated image is decoded once.
         def opened(position: int) -> tuple[Picture, int]:
             record = records[position] if position in records else source[position]
             keep = self.repeats > 1
@@ -204,15 +225,12 @@ class TrainExamples:
 
         Appends a message to ``unreadable`` for each record that cannot.
         """
-        for step in range(_MAX_SKIPPED):
-            try:
-                picture, label = opened((position + step) % len(self.source))
-                return self.transform.decode(picture, rng), label
-            except UnreadableImageError as error:
-                unreadable.append(str(error))
-        raise InputError(
-            f"{_MAX_SKIPPED} images in a row cannot be read, the last: {unreadable[-1]}"
-        )
+
+        def read(position: int) -> tuple[np.ndarray, int]:
+            picture, label = opened(position)
+            return self.transform.decode(picture, rng), label
+
+        return first_readable(read, position, len(self.source), unreadable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +274,28 @@ class EvalExamples:
         return EvalBatch(
             image=images, label=labels, mask=mask, unreadable=np.array(unreadable, str)
         )
+
+
+def first_readable(
+    read: Callable[[int], Read], position: int, length: int, unreadable: list[str]
+) -> Read:
+    """Returns what is read at a position of a source, or at the next that can be read.
+
+    Args:
+      read: reads a position, and raises ``UnreadableImageError`` where it cannot.
+      position: the first to try.
+      length: of the source.
+      unreadable: gets a message for each record that cannot be read.
+
+    Raises:
+      InputError: a hundred records in a row cannot be read.
+    """
+    for step in range(_MAX_SKIPPED):
+        try:
+            return read((position + step) % length)
+        except UnreadableImageError as error:
+            unreadable.append(str(error))
+    raise InputError(f"{_MAX_SKIPPED} images in a row cannot be read, the last: {unreadable[-1]}")
 
 
 @functools.lru_cache(maxsize=4)

@@ -86,6 +86,22 @@ def train_batches(
     if repeats < 1:
         raise InputError(f"repeats is {repeats}; it takes a whole number from 1 on")
     examples = TrainExamples(source, transform, seed, reading, repeats)
+    return endless_batches(examples, batch_size, process_index, process_count)
+
+
+def endless_batches(
+    examples: Examples, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Batches:
+    """Returns batches of an endless sequence of examples.
+
+    Args:
+      examples: the examples.
+      batch_size: over all hosts; a multiple of their number times the group size.
+      process_index, process_count: which host's share to load.
+
+    Raises:
+      InputError: the batch cannot be split over the hosts in whole groups.
+    """
     multiple = examples.group_size * process_count
     if batch_size % multiple:
         raise InputError(
@@ -116,6 +132,19 @@ def eval_batches(
       process_index, process_count: which host's share to load.
       reading: how files are read.
     """
-    count = math.ceil(len(source) / batch_size)
     examples = EvalExamples(source, crop, channels, reading)
+    return finite_batches(examples, batch_size, process_index, process_count)
+
+
+def finite_batches(
+    examples: Examples, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Batches:
+    """Returns batches of the examples of every record once, in order.
+
+    Args:
+      examples: the examples; beyond those of the records are some that do not count.
+      batch_size: over all hosts, a multiple of their number.
+      process_index, process_count: which host's share to load.
+    """
+    count = math.ceil(len(examples.source) / batch_size)
     return Batches(examples, batch_size, count, process_index, process_count)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nfnets_jax.kernels.convolution import Policy, conv2d
+from nfnets_jax.kernels.dilated import dilated_conv2d
 from nfnets_jax.models.initialization import Normal
 
 
@@ -70,7 +71,8 @@ class Conv2D(hk.Module):
 
     Parameter, float32: ``w`` ``[k, k, I / groups, O]``, which starts Gaussian, with variance
     ``gain**2 * 2`` over the fan-out (He et al. 2015, arXiv:1502.01852). The fan-out of a grouped
-    convolution counts all its channels, that of a depthwise one a single channel.
+    convolution counts all its channels, that of a depthwise one a single channel. A ``dilation``
+    above 1 goes with a stride of 1.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Conv2D(hk.Module):
         stride: int = 1,
         groups: int = 1,
         *,
+        dilation: int = 1,
         gain: float = 1.0,
         policy: Policy | None = None,
         name: str | None = None,
@@ -90,6 +93,7 @@ class Conv2D(hk.Module):
         self._kernel = kernel
         self._stride = stride
         self._groups = groups
+        self._dilation = dilation
         self._gain = gain
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -98,4 +102,6 @@ class Conv2D(hk.Module):
         fan_out = kernel**2 * (1 if groups == channels else channels)
         shape = (kernel, kernel, x.shape[-1] // groups, channels)
         w = hk.get_parameter("w", shape, init=Normal(self._gain * math.sqrt(2 / fan_out)))
+        if self._dilation > 1:
+            return dilated_conv2d(x, w.astype(x.dtype), self._dilation, self._policy)
         return conv2d(x, w.astype(x.dtype), self._stride, self._policy)

@@ -191,6 +191,24 @@ def average_pool(x: jax.Array) -> jax.Array:
     return jnp.sum(windows, axis=(2, 4)) / pixels[:, :, None].astype(x.dtype)
 
 
+def sliding_average(x: jax.Array, spacing: int = 1) -> jax.Array:
+    """Averages each pixel of ``[N, H, W, C]`` with those right of it, below it and diagonal.
+
+    It is ``average_pool`` at every pixel: where that halves even grids of pixels, the averages of
+    these are the same. At the edges the mean is that of the pixels that remain.
+
+    Args:
+      x: the images.
+      spacing: pixels from one to the next.
+    """
+    for axis in (1, 2):
+        length = x.shape[axis]
+        moved = lax.slice_in_dim(x, min(spacing, length), length, axis=axis)
+        rest = lax.slice_in_dim(x, length - min(spacing, length), length, axis=axis)
+        x = (x + jnp.concatenate([moved, rest], axis)) / 2
+    return x
+
+
 def max_pool(x: jax.Array) -> jax.Array:
     """Halves height and width of ``[N, H, W, C]`` by the maximum over 3x3 windows of stride 2."""
     low = np.asarray(-np.inf, x.dtype)

@@ -19,9 +19,11 @@ import numpy as np
 
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.kernels.convolution import Policy, conv2d
+from nfnets_jax.kernels.dilated import dilated_conv2d
 from nfnets_jax.kernels.remat import convolution_output
 from nfnets_jax.models import layers
 from nfnets_jax.models.initialization import Normal
+from nfnets_jax.models.output_stride import NO_DILATION, Dilation, stage_dilations
 from nfnets_jax.models.prepare import LayerStack, stack_name
 from nfnets_jax.models.stage import REMAT, Stage
 from nfnets_jax.ranges import PROBABILITY, SHARE, Range, check_ranges
@@ -32,6 +34,7 @@ class WSConv2D(hk.Module):
 
     Parameters, float32: ``w`` ``[k, k, I / groups, O]``, ``gain`` ``[O]`` and ``bias`` ``[O]``.
     With ``prepared`` parameters ``w`` is standardized already, in any dtype, and there is no gain.
+    A ``dilation`` above 1 goes with a stride of 1.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class WSConv2D(hk.Module):
         stride: int = 1,
         groups: int = 1,
         *,
+        dilation: int = 1,
         policy: Policy | None = None,
         prepared: bool = False,
         name: str | None = None,
@@ -50,6 +54,7 @@ class WSConv2D(hk.Module):
         self._kernel_size = kernel_size
         self._stride = stride
         self._groups = groups
+        self._dilation = dilation
         self._policy = policy
         self._prepared = prepared
 
@@ -61,7 +66,11 @@ class WSConv2D(hk.Module):
         if not self._prepared:
             w = layers.standardize(w, hk.get_parameter("gain", (channels,), init=jnp.ones))
         bias = hk.get_parameter("bias", (channels,), init=jnp.zeros)
-        out = conv2d(x, w.astype(x.dtype), self._stride, self._policy)
+        w = w.astype(x.dtype)
+        if self._dilation > 1:
+            out = dilated_conv2d(x, w, self._dilation, self._policy)
+        else:
+            out = conv2d(x, w, self._stride, self._policy)
         return convolution_output(out + bias.astype(x.dtype))
 
 
@@ -103,6 +112,7 @@ class NFBlock(hk.Module):
       in_channels, out_channels: of ``x`` and of the result.
       stride: of the first 3x3 convolution; 2 halves the resolution.
       expansion: width of the bottleneck over the channels that the family counts it from.
+      dilation: of the 3x3 convolutions; where it replaces the stride, the resolution stays.
       conv: makes a ``WSConv2D``.
       activation: the config's, scaled to unit variance, if None. Weights that hold the gain need
         the unscaled one.
@@ -116,6 +126,7 @@ class NFBlock(hk.Module):
         stride: int = 1,
         expansion: float = 0.5,
         *,
+        dilation: Dilation = NO_DILATION,
         conv: Callable[..., WSConv2D] = WSConv2D,
         activation: layers.Activation | None = None,
         name: str | None = None,
@@ -129,10 +140,19 @@ class NFBlock(hk.Module):
             groups = max(1, width // config.group_size)
             width = groups * config.group_size
         self._width, self._groups = width, groups
+        changes_input = stride > 1 or in_channels != out_channels
+        self._pool = None
+        if stride > 1 and config.pools_shortcut:
+            self._pool = layers.average_pool
+            if dilation.replaces_stride:
+                self._pool = functools.partial(layers.sliding_average, spacing=dilation.entry)
+        if dilation.replaces_stride:
+            stride = 1
         self._conv0 = conv(width, 1, name="conv0")
+        first, *others = config.spatial
         self._spatial = [
-            conv(width, 3, stride if index == 0 else 1, groups, name=name)
-            for index, name in enumerate(config.spatial)
+            conv(width, 3, stride, groups, name=first, dilation=dilation.entry),
+            *(conv(width, 3, 1, groups, name=name, dilation=dilation.rest) for name in others),
         ]
         self._conv2 = conv(out_channels, 1, name="conv2")
         self._squeeze_excite = None
@@ -140,10 +160,9 @@ class NFBlock(hk.Module):
             excited = width if config.excites_bottleneck else out_channels
             hidden = max(1, int(excited * config.se_ratio))
             self._squeeze_excite = SqueezeExcite(excited, hidden, name="squeeze_excite")
-        self._pools = stride > 1 and config.pools_shortcut
         self._conv_shortcut = None
-        if stride > 1 or in_channels != out_channels:
-            shortcut_stride = 1 if self._pools else stride
+        if changes_input:
+            shortcut_stride = 1 if self._pool else stride
             self._conv_shortcut = conv(out_channels, 1, shortcut_stride, name="conv_shortcut")
 
     def __call__(
@@ -165,7 +184,7 @@ class NFBlock(hk.Module):
 
         shortcut = x
         if self._conv_shortcut is not None:
-            shortcut = self._conv_shortcut(layers.average_pool(out) if self._pools else out)
+            shortcut = self._conv_shortcut(self._pool(out) if self._pool else out)
 
         out = self.branch(out)
 
@@ -208,6 +227,7 @@ _RANGES = {
     "alpha": Range(0, 10**6),
     "stem_kernel": Range(1, 64, whole=True),
     "looped_blocks": Range(0, 10**9, whole=True),
+    "output_stride": _COUNT,
 }
 
 
@@ -265,6 +285,8 @@ class NFNetConfig:
       remat: what the backward pass recomputes: ``"none"`` what is faster recomputed than kept,
         ``"block"`` each block from its input, ``"full"`` each stage from its input, then each
         block. docs/speed.md has the memory of each.
+      output_stride: the largest stride of a stage over the image; later stages keep the resolution
+        and dilate their convolutions. None keeps all strides.
 
     Raises:
       InputError: no such ``remat`` or ``activation``, numbers out of their ranges, or of stages
@@ -300,6 +322,7 @@ class NFNetConfig:
     looped_blocks: int = 6
     remat: str = "none"
     test_crop: str = "squash"
+    output_stride: int | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
@@ -309,6 +332,7 @@ class NFNetConfig:
             known = nearest(self.activation, layers.ACTIVATION_GAINS)
             raise InputError(f"no activation {self.activation!r}; {known}")
         check_stages(self)
+        _ = self.dilations
 
     def network(self, num_classes: int, policy: Policy, prepared: bool) -> "NFNet":
         """Makes the module, inside a ``hk.transform``."""
@@ -344,6 +368,12 @@ class NFNetConfig:
     def is_looped(self, equal_blocks: int) -> bool:
         """Returns whether this number of equal blocks in a row is compiled as a loop."""
         return equal_blocks >= max(1, self.looped_blocks)
+
+    @property
+    def dilations(self) -> tuple[Dilation, ...]:
+        """How each stage keeps to ``output_stride``."""
+        stem_stride = math.prod(stride for _, stride in self.stem) * (2 if self.stem_pool else 1)
+        return stage_dilations(stem_stride, self.strides, self.output_stride)
 
     @property
     def betas(self) -> np.ndarray:
@@ -401,12 +431,16 @@ class NFNet(hk.Module):
         ]
         self._stages = []
         channels = config.stem[-1][0]
-        for number, (width, stride, names) in enumerate(
-            zip(config.width, config.strides, config.block_names, strict=True), start=1
-        ):
+        stages = zip(
+            config.width, config.strides, config.dilations, config.block_names, strict=True
+        )
+        for number, (width, stride, dilation, names) in enumerate(stages, start=1):
             stack = f"{stack_name(number)}/{config.block_name}"
             looped = prepared and _holds(stack)
-            block = functools.partial(config.block, config, activation=self._activation)
+            block = equal = functools.partial(config.block, config, activation=self._activation)
+            if config.output_stride is not None:
+                block = functools.partial(block, dilation=dilation)
+                equal = functools.partial(equal, dilation=dilation.inside)
             expansion = config.first_expansion if number == 1 else None
             self._stages.append(
                 Stage(
@@ -414,7 +448,7 @@ class NFNet(hk.Module):
                         block, channels, width, stride, expansion or config.expansion, conv=conv
                     ),
                     functools.partial(
-                        block, width, width, 1, config.expansion, conv=in_loop if looped else conv
+                        equal, width, width, 1, config.expansion, conv=in_loop if looped else conv
                     ),
                     names,
                     network=config.name,

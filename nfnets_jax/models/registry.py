@@ -110,6 +110,9 @@ class ModuleConfig:
         return self.module(num_classes)
 
 
+# Side of the images by which strides are found, pixels; a multiple of every stride.
+_TRACED_SIZE = 512
+
 _REGISTRY: dict[str, NetworkConfig] = {
     **nfnet.VARIANTS,
     **nf_resnet.VARIANTS,
@@ -134,6 +137,20 @@ class DataConfig(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     test_crop: str
+
+
+class FeatureInfo(NamedTuple):
+    """A stage's output, as a model with ``features=True`` returns it.
+
+    Attributes:
+      name: its key in the outputs, ``"stage_1"`` ...
+      channels: its last axis.
+      stride: pixels of the image between neighbouring outputs.
+    """
+
+    name: str
+    channels: int
+    stride: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +200,32 @@ class Model:
         config = self.config
         return DataConfig(
             config.train_size, config.test_size, IMAGENET_MEAN, IMAGENET_STD, config.test_crop
+        )
+
+    @functools.cached_property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """The stages' outputs, from the largest resolution down.
+
+        The network is traced once, on an image of a size that every stride divides.
+
+        Example:
+          >>> create_model("nf_resnet50", output_stride=16).feature_info[-1]
+          FeatureInfo(name='stage_4', channels=2048, stride=16)
+        """
+        model = dataclasses.replace(self, features=True, policy=Policy(native=True))
+        image = jax.ShapeDtypeStruct((1, _TRACED_SIZE, _TRACED_SIZE, 3), jnp.float32)
+
+        def outputs(key: jax.Array, image: jax.Array) -> dict[str, jax.Array]:
+            params, state = model.init(key, image)
+            return model.apply(params, state, None, image, False)[0]
+
+        shapes = jax.eval_shape(outputs, jax.random.key(0), image)
+        # A traced dictionary comes back sorted, "stage_10" before "stage_2".
+        stages = [f"stage_{number}" for number in range(1, len(shapes) + 1)]
+        return tuple(
+            FeatureInfo(name, shapes[name].shape[-1], _TRACED_SIZE // shapes[name].shape[1])
+            for name in stages
+            if name in shapes
         )
 
     def init(

@@ -23,6 +23,7 @@ from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models import layers
 from nfnets_jax.models.batch_norm import BatchNorm, Conv2D
 from nfnets_jax.models.nfnet import SqueezeExcite
+from nfnets_jax.models.output_stride import Dilation, stage_dilations
 from nfnets_jax.models.prepare import LayerStack
 from nfnets_jax.ranges import PROBABILITY, SHARE, Range, check_ranges
 
@@ -41,6 +42,7 @@ _RANGES = {
     "test_size": _COUNT,
     "dropout_rate": PROBABILITY,
     "stochastic_depth_rate": SHARE,
+    "output_stride": _COUNT,
 }
 
 
@@ -69,6 +71,8 @@ class ResNetConfig:
         ``"devices"`` in the training step here; empty normalizes on each device alone.
       remat: ``"block"`` rematerializes each block from its input in the backward pass; ``"none"``
         keeps all residuals.
+      output_stride: the largest stride of a stage over the image; later stages keep the resolution
+        and dilate their convolutions. None keeps all strides.
 
     Raises:
       InputError: no such ``remat`` or ``normalization``, or numbers out of their ranges.
@@ -89,6 +93,7 @@ class ResNetConfig:
     sync_axis: str = ""
     remat: str = "none"
     test_crop: str = "padded"
+    output_stride: int | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
@@ -97,6 +102,18 @@ class ResNetConfig:
         if self.normalization not in _NORMALIZATIONS:
             known = ", ".join(_NORMALIZATIONS)
             raise InputError(f"no normalization {self.normalization!r}; there are {known}")
+        _ = self.dilations
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the stages' first blocks."""
+        return tuple(1 if stage == 0 else 2 for stage in range(len(self.depth)))
+
+    @property
+    def dilations(self) -> tuple[Dilation, ...]:
+        """How each stage keeps to ``output_stride``."""
+        stem_stride = 1 if self.small_images else 4
+        return stage_dilations(stem_stride, self.strides, self.output_stride)
 
     @property
     def classifier(self) -> str:
@@ -208,12 +225,13 @@ class ResNet(hk.Module):
                 x = layers.max_pool(x)
         keep = layers.kept_branches(keys, config.stochastic_depth_rate, sum(config.depth))
         index = 0
-        stages = zip(config.width, config.depth, strict=True)
-        for number, (width, depth) in enumerate(stages, start=1):
+        stages = zip(config.width, config.depth, config.strides, config.dilations, strict=True)
+        for number, (width, depth, first_stride, dilation) in enumerate(stages, start=1):
             with jax.named_scope(f"stage_{number}"):
                 for place in range(depth):
-                    stride = 2 if number > 1 and place == 0 else 1
-                    block = _Block(config, width, stride, self._policy)
+                    stride = first_stride if place == 0 else 1
+                    here = dilation if place == 0 else dilation.inside
+                    block = _Block(config, width, stride, here, self._policy)
                     run = functools.partial(block, is_training=is_training)
                     if config.remat == "block":
                         run = hk.remat(run)
@@ -252,8 +270,16 @@ class _Block(hk.Module):
     arXiv:1706.02677, section 5.1). So do SkipInit's gain and the last kernel of Fixup.
     """
 
-    def __init__(self, config: ResNetConfig, width: int, stride: int, policy: Policy | None):
+    def __init__(
+        self,
+        config: ResNetConfig,
+        width: int,
+        stride: int,
+        dilation: Dilation,
+        policy: Policy | None,
+    ):
         super().__init__("block")
+        self._dilation = dilation
         self._conv = functools.partial(Conv2D, policy=policy)
         self._config = config
         self._width = width
@@ -272,14 +298,21 @@ class _Block(hk.Module):
             # L branches of m = 3 layers each: the first ones by L ** (-1 / (2m - 2)), the last 0.
             gain, last_gain = sum(config.depth) ** -0.25, 0.0
         shortcut = x
-        if stride > 1 or x.shape[-1] != width:
-            pools = config.form_d and stride > 1
-            shortcut = layers.average_pool(x) if pools else x
+        changes_input, pools = stride > 1 or x.shape[-1] != width, config.form_d and stride > 1
+        keeps = self._dilation.replaces_stride
+        stride = 1 if keeps else stride
+        if changes_input:
+            if pools:
+                spacing = self._dilation.entry
+                shortcut = layers.sliding_average(x, spacing) if keeps else layers.average_pool(x)
             convolution = self._conv(width, 1, 1 if pools else stride, name="conv_shortcut")
             shortcut = convolve(convolution, shortcut, norm="norm_shortcut")
         reduce = self._conv(inner, 1, gain=gain, name="conv0")
         branch = jax.nn.relu(convolve(reduce, x, norm="norm0"))
-        spatial = self._conv(inner, 3, stride, config.groups, gain=gain, name="conv1")
+        dilation = self._dilation.entry
+        spatial = self._conv(
+            inner, 3, stride, config.groups, dilation=dilation, gain=gain, name="conv1"
+        )
         branch = jax.nn.relu(convolve(spatial, branch, norm="norm1"))
         expand = self._conv(width, 1, gain=last_gain, name="conv2")
         branch = convolve(expand, branch, norm="norm2", ends_branch=True)

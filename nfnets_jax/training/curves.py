@@ -9,23 +9,30 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from nfnets_jax.atomic import atomic_write
+from nfnets_jax.training.classification import CLASSIFICATION
+from nfnets_jax.training.task import Score
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def plot_curves(rows: Rows, path: Path, title: str = "") -> None:
-    """Draws loss and top-1 accuracy over the steps, of training and test images.
+def plot_curves(
+    rows: Rows, path: Path, title: str = "", score: Score = CLASSIFICATION.score
+) -> None:
+    """Draws loss and score over the steps, of training and test images.
 
     Args:
       rows: the rows of ``metrics.jsonl``.
       path: the PNG file to write.
       title: above both.
+      score: the metric beside the loss.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True)
     if title:
         figure.suptitle(title)
-    for axis, name, label in zip(axes, ("loss", "top1"), ("loss (nats)", "top-1"), strict=True):
+    for axis, name, label in zip(
+        axes, ("loss", score.name), ("loss (nats)", score.label), strict=True
+    ):
         train = "training (labels smoothed)" if name == "loss" else "training"
         _curve(axis, rows, "train", name, train, color="C0", alpha=0.6)
         _curve(axis, rows, "test", name, "test", color="C1", marker=".")

@@ -23,7 +23,10 @@ class Evaluator:
         """
         self._experiment, self._batches, self._log = experiment, batches, log
         self._evaluate = make_evaluate(
-            experiment.model, experiment.dataset, devices=experiment.devices
+            experiment.model,
+            experiment.dataset,
+            devices=experiment.devices,
+            task=experiment.task,
         )
         max_share = experiment.config.data.max_unreadable
         images = len(experiment.dataset.test or ())
@@ -33,29 +36,32 @@ class Evaluator:
         """Evaluates a replicated state on all test images.
 
         Returns:
-          Means ``loss``, ``top1`` and ``top5``, with the prefix ``ema_`` those of the moving
-          average, the number of ``examples``, and the number of ``unreadable`` images so far. A
-          moving average with a decay of 0 equals the parameters and is not evaluated again.
+          The task's metrics, with the prefix ``ema_`` those of the moving average, the number of
+          ``examples``, and the number of ``unreadable`` images so far. A moving average with a
+          decay of 0 equals the parameters and is not evaluated again.
 
         Raises:
           InputError: too many test images cannot be read.
         """
+        experiment = self._experiment
         candidates = {"": (state.params, state.model_state)}
-        if self._experiment.config.ema_decay:
+        if experiment.config.ema_decay:
             averaged = state.ema_model_state
             statistics = state.model_state if averaged is None else averaged
             candidates["ema_"] = state.ema_params, statistics
-        totals: dict[str, float] = {}
-        with contextlib.closing(self._experiment.read(self._batches, 0, self._log)) as batches:
+        meters = {prefix: experiment.task.meter(experiment.dataset) for prefix in candidates}
+        with contextlib.closing(experiment.read(self._batches, 0, self._log)) as batches:
             for unreadable, batch in batches:
                 self._read_errors.add(unreadable)
                 for prefix, (params, model_state) in candidates.items():
-                    sums = fetch(self._evaluate(params, model_state, batch))
-                    for name, value in sums.items():
-                        totals[prefix + name] = totals.get(prefix + name, 0.0) + float(value)
-        examples = totals.pop("examples")
-        totals.pop("ema_examples", None)
-        means = {name: total / examples for name, total in totals.items()}
-        if not self._experiment.config.ema_decay:
-            means |= {f"ema_{name}": mean for name, mean in means.items()}
-        return means | {"examples": examples, "unreadable": len(self._read_errors.messages)}
+                    meters[prefix].add(fetch(self._evaluate(params, model_state, batch)))
+        metrics = {prefix: meter.result() for prefix, meter in meters.items()}
+        metrics.setdefault("ema_", metrics[""])
+        examples = metrics[""]["examples"]
+        named = {
+            prefix + name: value
+            for prefix, found in metrics.items()
+            for name, value in found.items()
+            if name != "examples"
+        }
+        return named | {"examples": examples, "unreadable": len(self._read_errors.messages)}

@@ -11,30 +11,22 @@ import numpy as np
 import optax
 
 from nfnets_jax.data import on_device, pipeline
-from nfnets_jax.data.augmentation import Augmentation, find_augmentation
-from nfnets_jax.data.decoding import Reading
-from nfnets_jax.data.mixing import Mixing
-from nfnets_jax.data.read_errors import check_readable
+from nfnets_jax.data.augmentation import Augmentation
 from nfnets_jax.data.reader import Reader
 from nfnets_jax.data.resident import ResidentImages, ResidentReader, Stride, obstacle
-from nfnets_jax.data.sources import Dataset, open_dataset
-from nfnets_jax.data.transforms import CenterCrop
+from nfnets_jax.data.sources import Dataset
 from nfnets_jax.devices import AXIS, DeviceBatch, fetch, replicate, transfer
 from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.counting import Summary, summarize
-from nfnets_jax.models.registry import PRECISIONS, Model, create_model
+from nfnets_jax.models.registry import PRECISIONS, Model
 from nfnets_jax.ranges import WORKERS
 from nfnets_jax.training import schema
-from nfnets_jax.training.finetuning import (
-    Pretrained,
-    layer_depths,
-    load_initial_weights,
-    merge_params,
-)
+from nfnets_jax.training.finetuning import Pretrained, layer_depths, merge_params
 from nfnets_jax.training.recipe import create_optimizer
 from nfnets_jax.training.sam import SAM
 from nfnets_jax.training.step import TrainState, create_state
+from nfnets_jax.training.task import Task, find_task
 from nfnets_jax.training.telemetry import ClippingStats
 
 # Bytes of training images that any accelerator has to spare.
@@ -49,9 +41,9 @@ class Experiment:
 
     Attributes:
       config: the configuration that they are built from.
+      task: what the network learns.
       devices: the devices of all hosts, those of each host together.
       dataset: training and test images.
-      augmentation: of the training images.
       model: the network.
       pretrained: weights that replace the initial ones; empty when training from scratch.
       optimizer: the optimizer of the parameters.
@@ -63,9 +55,9 @@ class Experiment:
     """
 
     config: ml_collections.ConfigDict
+    task: Task
     devices: list[jax.Device]
     dataset: Dataset
-    augmentation: Augmentation
     model: Model
     pretrained: Pretrained
     optimizer: optax.GradientTransformation
@@ -91,9 +83,12 @@ class Experiment:
     @property
     def _augmenting(self) -> str:
         """Where images are mixed and RandAugmented, if they are."""
-        if not self.augmentation.mixing and not self.augmentation.randaugment_layers:
+        augmentation = getattr(self.train_batches.examples, "transform", None)
+        if not isinstance(augmentation, Augmentation):
             return ""
-        return f"augmented on the {'device' if self.augmentation.on_device else 'host'}; "
+        if not augmentation.mixing and not augmentation.randaugment_layers:
+            return ""
+        return f"augmented on the {'device' if augmentation.on_device else 'host'}; "
 
     @property
     def _decoding(self) -> str:
@@ -197,28 +192,28 @@ def build_experiment(
       InputError: a field has a value that it does not take, or data or weights cannot be read.
     """
     _check_fields(config)
+    task = find_task(config.task.name)
     devices = devices or _select_devices(config)
     _check_batch(config, len(devices))
-    dataset = dataset or _open_dataset(config)
-    model = _create_model(config, len(dataset.class_names)).with_policy(policy or Policy())
+    dataset = dataset or task.open_dataset(config)
+    model = task.create_model(config, len(dataset.class_names)).with_policy(policy or Policy())
     depths = layer_depths(model, dataset.channels)
     optimizer = create_optimizer(config, model.stacked(depths))
     if config.optimizer.layer_decay == 0:
         model = model.with_frozen_backbone()
-    augmentation = _create_augmentation(config, dataset, devices)
-    train_batches, test_batches = _create_batches(config, dataset, augmentation)
+    train_batches = task.train_batches(config, dataset, devices)
     return Experiment(
         config=config,
+        task=task,
         devices=devices,
         dataset=dataset,
-        augmentation=augmentation,
         model=model,
-        pretrained=load_initial_weights(config, dataset, model),
+        pretrained=task.load_initial_weights(config, dataset, model),
         optimizer=optimizer,
         sam=_create_sam(config),
         clipping_stats=_create_clipping_stats(config),
         train_batches=train_batches,
-        test_batches=test_batches,
+        test_batches=task.test_batches(config, dataset),
         resident=_hold_images(config, train_batches, devices),
     )
 
@@ -228,7 +223,7 @@ def _check_fields(config: ml_collections.ConfigDict) -> None:
     problems = schema.problems(config)
     try:
         if config.precision in PRECISIONS:
-            _create_model(config, num_classes=1)
+            find_task(config.task.name).create_model(config, num_classes=1)
     except InputError as error:
         problems.append(str(error))
     if problems:
@@ -264,105 +259,6 @@ def _check_batch(config: ml_collections.ConfigDict, count: int) -> None:
             f"micro_batch_size {size} does not divide the {examples} images that each device gets "
             f"of a batch of {config.batch_size}"
         )
-
-
-def _create_model(config: ml_collections.ConfigDict, num_classes: int) -> Model:
-    return create_model(**config.model, num_classes=num_classes, precision=config.precision)
-
-
-def _open_dataset(config: ml_collections.ConfigDict) -> Dataset:
-    data = config.data
-    dataset = open_dataset(
-        data.name,
-        data.dir,
-        data.test_dir,
-        data.image_size,
-        labels=data.labels,
-        test_labels=data.test_labels,
-    )
-    if data.holdout:
-        dataset = dataset.hold_out(data.holdout)
-    for source in filter(None, (dataset.train, dataset.test)):
-        check_readable(source, reading=_reading(config))
-    return dataset
-
-
-def _reading(config: ml_collections.ConfigDict) -> Reading:
-    data = config.data
-    return Reading(data.max_pixels, data.upright, data.decoder)
-
-
-def _create_batches(
-    config: ml_collections.ConfigDict, dataset: Dataset, augmentation: Augmentation
-) -> tuple[pipeline.Batches, pipeline.Batches | None]:
-    """Creates this host's parts of the training and the test batches."""
-    data = config.data
-    common: dict[str, Any] = {
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-        "reading": _reading(config),
-    }
-    train_batches = pipeline.train_batches(
-        dataset.train,
-        augmentation,
-        config.batch_size,
-        config.seed,
-        repeats=data.repeats,
-        **common,
-    )
-    if not dataset.test:
-        return train_batches, None
-    crop = CenterCrop(data.test_image_size, data.test_margin, data.test_crop)
-    return train_batches, pipeline.eval_batches(
-        dataset.test, crop, dataset.channels, config.batch_size, **common
-    )
-
-
-def _create_augmentation(
-    config: ml_collections.ConfigDict, dataset: Dataset, devices: list[jax.Device]
-) -> Augmentation:
-    data, augment = config.data, config.augment
-    if augment.randaugment_layers and dataset.channels != 3:
-        raise InputError(
-            f"augment.randaugment_layers is {augment.randaugment_layers}, and the images of "
-            f"{data.name} have no colors: they take 0"
-        )
-    augmentation = find_augmentation(augment.name)(
-        size=data.image_size,
-        crop=data.crop,
-        padding=data.padding,
-        reflect=data.reflect,
-        flip=data.flip,
-        mixing=Mixing(augment.mixup_alpha, augment.cutmix, augment.mixtures_per_pair),
-        randaugment_layers=augment.randaugment_layers,
-        randaugment_magnitude=augment.randaugment_magnitude,
-    )
-    left = _augments_on_device(config, augmentation, devices)
-    return dataclasses.replace(augmentation, on_device=left)
-
-
-def _augments_on_device(
-    config: ml_collections.ConfigDict, augmentation: Augmentation, devices: list[jax.Device]
-) -> bool:
-    """Decides whether the devices mix and RandAugment; ``auto`` leaves to the host what cannot be.
-
-    Raises:
-      InputError: it is asked for and cannot be.
-    """
-    wanted, part = config.augment.on_device, config.batch_size // len(devices)
-    if wanted == "no" or (wanted == "auto" and devices[0].platform == "cpu"):
-        return False
-    problem = ""
-    if part % augmentation.group_size:
-        problem = (
-            f"mixes images in groups of {augmentation.group_size}, and each device gets {part} of "
-            f"a batch of {config.batch_size}"
-        )
-    elif type(augmentation).augment is not Augmentation.augment:
-        problem = f"cannot do what augmentation {config.augment.name!r} does in place of the usual"
-    if problem and wanted == "yes":
-        raise InputError(f"augment.on_device is yes, which {problem}; it takes no")
-    return not problem
 
 
 def _hold_images(

@@ -54,15 +54,7 @@ def load_initial_weights(
     weights = config.init.weights
     if not weights:
         return Pretrained({}, {})
-    overrides = {field: value for field, value in config.model.items() if field != "name"}
-    source = None if weights == PUBLISHED else hub.local(weights)
-    params = load_pretrained(config.model.name, source, **overrides)
-    channels = count_channels(model, params)
-    if channels != dataset.channels:
-        raise InputError(
-            f"{weights} is for images of {channels} channels, and those of {config.data.name} have "
-            f"{dataset.channels}"
-        )
+    params, model_state = _load(config, dataset, model)
     known, wanted = count_classes(model, params), len(dataset.class_names)
     if config.init.new_classifier or known != wanted:
         if known:
@@ -72,8 +64,46 @@ def load_initial_weights(
             f"{f'the one for {known}' if known else 'none'}; all other parameters are kept",
             file=sys.stderr,
         )
+    return Pretrained(params, model_state)
+
+
+def load_backbone_weights(
+    config: ml_collections.ConfigDict, dataset: Dataset, model: Model
+) -> Pretrained:
+    """Loads the weights that ``config.init`` names for a backbone, without their classifier.
+
+    Args:
+      config: the configuration of the run.
+      dataset: the dataset to learn.
+      model: a network that has the backbone's parameters under their own names.
+
+    Raises:
+      InputError: as ``load_initial_weights``.
+    """
+    if not config.init.weights:
+        return Pretrained({}, {})
+    return Pretrained(*_load(config, dataset, model, num_classes=0))
+
+
+def _load(
+    config: ml_collections.ConfigDict,
+    dataset: Dataset,
+    model: Model,
+    num_classes: int | None = None,
+) -> tuple[dict[str, Any], Tree]:
+    """Loads parameters, as ``load_pretrained`` takes the number of classes, and statistics."""
+    weights = config.init.weights
+    overrides = {field: value for field, value in config.model.items() if field != "name"}
+    source = None if weights == PUBLISHED else hub.local(weights)
+    params = load_pretrained(config.model.name, source, num_classes=num_classes, **overrides)
+    channels = count_channels(model, params)
+    if channels != dataset.channels:
+        raise InputError(
+            f"{weights} is for images of {channels} channels, and those of {config.data.name} have "
+            f"{dataset.channels}"
+        )
     is_run = source is not None and Path(source).is_dir()
-    return Pretrained(params, read_model_state(Path(str(source)), average=True) if is_run else {})
+    return params, read_model_state(Path(str(source)), average=True) if is_run else {}
 
 
 def merge_params(initial: Tree, pretrained: Tree) -> dict[str, dict[str, Any]]:

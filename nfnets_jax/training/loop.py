@@ -80,6 +80,7 @@ def train(
                 config.num_steps,
                 config.batch_size,
                 tracking.open_wandb(config, workdir),
+                experiment.task.score,
             )
             profiler = Profiler(workdir / "profile", profile_steps, reporter.log)
             try:
@@ -234,7 +235,8 @@ def _train_steps(
                 if evaluate and (is_last or _is_due(step, config.eval_every)):
                     test = evaluate(state)
                     reporter.test(step, test)
-                    accuracy = max(test["top1"], test["ema_top1"])
+                    score = experiment.task.score.name
+                    accuracy = max(test[score], test[f"ema_{score}"])
                 if _is_due(step, config.histogram_every):
                     reporter.histograms(step, experiment.to_host(state.params))
                 if save:

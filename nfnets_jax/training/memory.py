@@ -100,6 +100,7 @@ def compile_to_fit(
             micro_batch_size=size,
             sam=experiment.sam,
             clipping_stats=experiment.clipping_stats,
+            task=experiment.task,
         )
         try:
             program = update.lower(state, batch).compile()

@@ -27,7 +27,9 @@ import tensorboardX
 from nfnets_jax.atomic import atomic_write
 from nfnets_jax.data.stages import STAGES
 from nfnets_jax.models.counting import Summary
+from nfnets_jax.training.classification import CLASSIFICATION
 from nfnets_jax.training.curves import plot_curves
+from nfnets_jax.training.task import Score
 
 Row = dict[str, Any]
 # Least time between two drawings of the curves, unless there is an evaluation.
@@ -56,6 +58,7 @@ class Reporter:
         num_steps: int,
         batch_size: int,
         wandb_run: Any = None,
+        score: Score = CLASSIFICATION.score,
     ):
         """Opens the files and starts the progress bar.
 
@@ -67,8 +70,9 @@ class Reporter:
           batch_size: over all hosts, for the images per second.
           wandb_run: a run of Weights & Biases, which gets the same figures and is finished with
             the report; None for none. It keeps the later rows that it has.
+          score: the metric to show beside the loss.
         """
-        self._wandb = wandb_run
+        self._wandb, self._score = wandb_run, score
         self._workdir, self._num_steps, self._batch_size = workdir, num_steps, batch_size
         self.rows: list[Row] = []
         path = Path(os.devnull)
@@ -135,8 +139,10 @@ class Reporter:
         self._write(step, "train", {**metrics, "images_per_second": speed, "data_wait": waited})
         pace = (now - self._start) / max(1, step - self._first_step)
         left = datetime.timedelta(seconds=round(pace * (self._num_steps - step)))
+        name, label = self._score
+        score = f"{label} {metrics[name]:.1%}  " if name in metrics else ""
         line = (
-            f"loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.1%}  "
+            f"loss {metrics['loss']:.4f}  {score}"
             f"lr {metrics['learning_rate']:.4f}  {speed:,.0f} images/s  "
             f"{waiting(waited, stages)}  {left} left"
         )
@@ -148,11 +154,12 @@ class Reporter:
 
     def test(self, step: int, metrics: Mapping[str, float]) -> None:
         """Reports an evaluation and draws the curves."""
+        name, label = self._score
         self._write(step, "test", metrics)
         self._draw()
         self.log(
-            f"test at step {step}: loss {metrics['loss']:.4f}  top-1 {metrics['top1']:.2%}; moving "
-            f"average: loss {metrics['ema_loss']:.4f}  top-1 {metrics['ema_top1']:.2%}"
+            f"test at step {step}: loss {metrics['loss']:.4f}  {label} {metrics[name]:.2%}; moving "
+            f"average: loss {metrics['ema_loss']:.4f}  {label} {metrics[f'ema_{name}']:.2%}"
         )
 
     def clipping(self, step: int, stats: Mapping[str, float]) -> None:
@@ -203,7 +210,7 @@ class Reporter:
     def _draw(self) -> None:
         self._drawn = time.monotonic()
         if self._workdir:
-            plot_curves(self.rows, self._workdir / "curves.png", self._workdir.name)
+            plot_curves(self.rows, self._workdir / "curves.png", self._workdir.name, self._score)
             write_atomically(self._workdir / "metrics.csv", as_csv(self.rows))
 
     def _track(self, step: int, group: str, figures: Mapping[str, float]) -> None:

@@ -58,7 +58,7 @@ class Field:
 SCHEDULES = ("cosine", "linear", "exponential")
 SAM_ASCENTS = ("replica", "batch")
 
-_TYPES = {str: "text", bool: "True or False", tuple: "names"}
+_TYPES = {str: "text", bool: "True or False", tuple: "names", ConfigDict: "settings"}
 
 # More than any machine has, so that a slip of the finger is found before it takes all memory.
 _IMAGE = Range(1, 8192, whole=True)
@@ -84,6 +84,15 @@ FIELDS: Fields = {
         "all devices)",
         ConfigDict,
     ),
+    "task": {
+        "name": Field(
+            "what is learned: classification, or a task that one of imports registers",
+            str,
+            "classification",
+            before="classification",
+        ),
+        "settings": Field("of a task that takes any", ConfigDict, {}),
+    },
     "init": {
         "weights": Field(
             "initial parameters: a file, run, URL or hf://OWNER/NAME, or published", str, ""
@@ -368,7 +377,8 @@ def explain(config: ConfigDict | None = None) -> str:
         if isinstance(value, ConfigDict):
             value = ", ".join(f"{key}={entry}" for key, entry in value.items())
         takes = "" if field.takes is ConfigDict else f" ({field.allowed})"
-        changed = config is not None and field.default is not REQUIRED and value != field.default
+        has_default = field.default is not REQUIRED and field.takes is not ConfigDict
+        changed = config is not None and has_default and value != field.default
         default = f" [default {field.default}]" if changed else ""
         lines.append(f"{name} = {value}{default}\n    {field.meaning}{takes}")
     return "\n".join(lines)
@@ -378,7 +388,6 @@ def as_markdown() -> str:
     """Returns the table of all fields for the documentation."""
     lines = ["| field | default | takes | meaning |", "| --- | --- | --- | --- |"]
     for name, field in walk():
-        takes = "a name and settings" if field.takes is ConfigDict else field.allowed
         default = "" if field.default is REQUIRED else f"`{field.default!r}`"
-        lines.append(f"| `{name}` | {default} | {takes} | {field.meaning} |")
+        lines.append(f"| `{name}` | {default} | {field.allowed} | {field.meaning} |")
     return "\n".join(lines)

@@ -18,13 +18,12 @@ from nfnets_jax.data.resident import Stride
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.devices import AXIS, DeviceBatch
 from nfnets_jax.models.registry import Model
-from nfnets_jax.training import objective
+from nfnets_jax.training.classification import CLASSIFICATION
 from nfnets_jax.training.fusion import materialize, materialize_on_cpu
 from nfnets_jax.training.sam import SAM, ascend
+from nfnets_jax.training.task import Metrics, Task
 from nfnets_jax.training.telemetry import ClippingStats
 from nfnets_jax.training.units import UNIT_AXES
-
-Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
@@ -115,6 +114,7 @@ def make_update(
     micro_batch_size: int = 0,
     sam: SAM | None = None,
     clipping_stats: ClippingStats | None = None,
+    task: Task = CLASSIFICATION,
 ) -> Callable[[TrainState, DeviceBatch | Stride], tuple[TrainState, Metrics]]:
     """Makes the function that takes a training step, or a stride of them, on all devices.
 
@@ -127,7 +127,7 @@ def make_update(
       model: the network.
       optimizer: the optimizer of its parameters.
       dataset: the images' mean and standard deviation.
-      label_smoothing: of the loss, as in ``objective.cross_entropy``.
+      label_smoothing: of the loss, as ``Task.losses`` takes it.
       ema_decay: as in ``apply_gradients``.
       devices: the devices of all hosts, those of each host together.
       micro_batch_size: images per device and forward pass, a divisor of the device's part of the
@@ -135,13 +135,13 @@ def make_update(
         are standardized once for all of them.
       sam: sharpness-aware minimization; None for plain gradients.
       clipping_stats: statistics of the clipping; None for none.
+      task: what the network learns.
 
     Returns:
       ``(state, batch) -> (state, metrics)``, a ``jax.pmap`` that donates the state. The state is
-      replicated. The batch comes from ``devices.transfer`` and holds ``image`` (uint8) and
-      ``label``; a batch of mixed images also holds ``other_label`` and ``share``, the weight of
-      ``label``. What it holds for ``on_device.augment`` is done first. ``metrics`` holds ``loss``,
-      ``top1`` and ``grad_norm`` (before clipping), equal on all devices, and with
+      replicated. The batch comes from ``devices.transfer`` and holds ``image`` (uint8) and what
+      else the task needs. What it holds for ``on_device.augment`` is done first. ``metrics`` holds
+      means of ``Task.losses`` and ``grad_norm`` (before clipping), equal on all devices, and with
       ``clipping_stats`` also ``clipping``. In place of the batch it takes a ``Stride``, one step
       for each of its batches; the metrics then have an axis of S steps.
     """
@@ -156,13 +156,8 @@ def make_update(
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         images = normalize(batch["image"], dataset.mean, dataset.std)
         outputs, model_state = model.forward(weights, model_state, keys, images, True)
-        logits = outputs["logits"]
-        losses = objective.over_labels(
-            lambda labels: objective.cross_entropy(logits, labels, label_smoothing), batch
-        )
-        correct = objective.over_labels(lambda labels: objective.in_top_k(logits, labels, 1), batch)
-        loss = jnp.mean(losses)
-        return loss, (model_state, {"loss": loss, "top1": jnp.mean(correct)})
+        metrics = jax.tree.map(jnp.mean, task.losses(outputs, batch, label_smoothing))
+        return metrics["loss"], (model_state, metrics)
 
     def grad_fn(model: Model) -> Callable[..., Any]:
         return jax.grad(functools.partial(loss_fn, model), has_aux=True)
@@ -314,7 +309,11 @@ def examples_per_device(batch: DeviceBatch | Stride) -> int:
 
 
 def make_evaluate(
-    model: Model, dataset: Dataset, *, devices: Sequence[jax.Device]
+    model: Model,
+    dataset: Dataset,
+    *,
+    devices: Sequence[jax.Device],
+    task: Task = CLASSIFICATION,
 ) -> Callable[[chex.ArrayTree, chex.ArrayTree, DeviceBatch], Metrics]:
     """Makes the function that evaluates one batch on all devices.
 
@@ -322,13 +321,13 @@ def make_evaluate(
       model: the network.
       dataset: the images' mean and standard deviation.
       devices: the devices of all hosts, those of each host together.
+      task: what the network learned.
 
     Returns:
-      ``(params, model_state, batch) -> sums``, a ``jax.pmap``. Parameters and model state are
+      ``(params, model_state, batch) -> figures``, a ``jax.pmap``. Parameters and model state are
       replicated. The batch comes from ``devices.transfer`` and holds ``image``, ``label`` and
-      ``mask``, which is 0 for examples that only fill the batch. The sums over all other examples,
-      equal on all devices, are ``loss`` (without label smoothing), ``top1``, ``top5`` and
-      ``examples``.
+      ``mask``, which is 0 for examples that only fill the batch. The figures are those of
+      ``Task.evaluate``, equal on all devices.
     """
 
     def evaluate(
@@ -336,15 +335,7 @@ def make_evaluate(
     ) -> Metrics:
         images = normalize(batch["image"], dataset.mean, dataset.std)
         outputs, _ = model.apply(params, model_state, None, images, False)
-        logits, labels = outputs["logits"], batch["label"]
-        metrics = {
-            "loss": objective.cross_entropy(logits, labels),
-            "top1": objective.in_top_k(logits, labels, 1),
-            "top5": objective.in_top_k(logits, labels, 5),
-            "examples": jnp.ones(len(labels)),
-        }
-        sums = {name: jnp.sum(values * batch["mask"]) for name, values in metrics.items()}
-        return lax.psum(sums, AXIS)
+        return task.evaluate(outputs, batch)
 
     return jax.pmap(evaluate, axis_name=AXIS, devices=devices)
 

@@ -37,6 +37,7 @@ def test_all_names_are_known() -> None:
         *(f"{form}_resnet50" for form in ("skipinit", "fixup", "unnormalized")),
         *(f"efficientnet_b{index}" for index in range(8)),
         *("nfnet_digits", "nfnet_cifar10", "nfnet_cifar10_gpu"),
+        *("detect_digits", "segment_digits", "detect_coco", "segment_coco"),
         *("finetune", "finetune_paper", "finetune_paper_nf_resnet50"),
     }
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
@@ -15,12 +15,12 @@ class Record(TypedDict):
 
     Attributes:
       image: a file, the content of one, or pixels ``[H, W, C]`` uint8.
-      label: index of the class.
+      label: index of the class, or what else a task learns of the image.
       name: identifies the image in messages.
     """
 
     image: Path | bytes | np.ndarray
-    label: int
+    label: Any
     name: str
 
 

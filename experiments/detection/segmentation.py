@@ -1,0 +1,107 @@
+"""The task of semantic segmentation: the class of each pixel."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from ml_collections import ConfigDict
+
+from nfnets_jax.data.sources import Dataset
+from nfnets_jax.devices import AXIS, DeviceBatch
+from nfnets_jax.models.registry import Model
+from nfnets_jax.training import objective
+from nfnets_jax.training.task import Metrics, Outputs, Score
+
+from .dense_task import DenseTask
+from .examples import Encode, encode_class_map
+from .network import create_dense_model
+from .objects import IGNORED
+from .settings import Settings, read_settings
+
+
+class Segmentation(DenseTask):
+    """The task of telling for each pixel what it shows; its methods are those of ``Task``.
+
+    A batch holds ``image`` ``[N, S, S, 3]`` uint8 and ``label`` ``[N, S, S]`` uint8: 0 for the
+    background, ``k + 1`` for class ``k``, 255 for what does not count.
+    """
+
+    score = Score("mIoU", "mIoU")
+    needs_masks = True
+
+    def encode(self, settings: Settings) -> Encode:
+        """Returns what makes the map of labels."""
+        del settings
+        return encode_class_map
+
+    def create_model(self, config: ConfigDict, num_classes: int) -> Model:
+        """Creates a backbone with a head that predicts the background and the classes."""
+        return create_dense_model(config, num_classes + 1, read_settings(config))
+
+    def losses(self, outputs: Outputs, batch: DeviceBatch, label_smoothing: float) -> Metrics:
+        """Computes means over the pixels of each example: ``loss`` and ``pixel_accuracy``."""
+        logits, labels = enlarge(outputs["logits"], batch["image"]), batch["label"].astype(int)
+        counted = labels != IGNORED
+        classes = logits.shape[-1]
+        # The last class stands in for pixels that do not count.
+        flat = jnp.minimum(labels, classes - 1).reshape(-1)
+        losses = objective.cross_entropy(logits.reshape(-1, classes), flat, label_smoothing)
+        right = jnp.argmax(logits, axis=-1) == labels
+
+        def mean(values: jax.Array) -> jax.Array:
+            total = jnp.sum(values.reshape(labels.shape) * counted, axis=(1, 2))
+            return total / jnp.maximum(jnp.sum(counted, axis=(1, 2)), 1)
+
+        return {"loss": mean(losses), "pixel_accuracy": mean(right)}
+
+    def evaluate(self, outputs: Outputs, batch: DeviceBatch) -> Metrics:
+        """Sums ``loss``, ``examples`` and the ``confusion`` of pixels, ``[K, K]``."""
+        logits = enlarge(outputs["logits"], batch["image"])
+        labels, classes = batch["label"].astype(int), logits.shape[-1]
+        counted = (labels != IGNORED) & (batch["mask"] > 0)[:, None, None]
+        cells = jnp.where(counted, labels * classes + jnp.argmax(logits, axis=-1), classes**2)
+        pixels = jnp.bincount(cells.reshape(-1), length=classes**2 + 1)[:-1]
+        sums = {
+            "loss": jnp.sum(self.losses(outputs, batch, 0.0)["loss"] * batch["mask"]),
+            "examples": jnp.sum(batch["mask"]),
+            "confusion": pixels.reshape(classes, classes),
+        }
+        return lax.psum(sums, AXIS)
+
+    def meter(self, dataset: Dataset) -> "MeanIoU":
+        """Makes the mean IoU over the classes and the background."""
+        return MeanIoU(len(dataset.class_names) + 1)
+
+
+def enlarge(logits: jax.Array, images: jax.Array) -> jax.Array:
+    """Interpolates logits ``[N, h, w, K]`` linearly to the pixels of images ``[N, H, W, C]``."""
+    shape = (*images.shape[:3], logits.shape[-1])
+    return jax.image.resize(logits, shape, "linear") if logits.shape != shape else logits
+
+
+class MeanIoU:
+    """Intersection over union of each class's pixels in all test images, a ``Meter``."""
+
+    def __init__(self, classes: int) -> None:
+        self._confusion = np.zeros((classes, classes), np.int64)
+        self._loss = self._examples = 0.0
+
+    def add(self, figures: Mapping[str, np.ndarray]) -> None:
+        """Adds the sums over a batch."""
+        self._confusion += figures["confusion"]
+        self._loss += float(figures["loss"])
+        self._examples += float(figures["examples"])
+
+    def result(self) -> dict[str, float]:
+        """Returns ``mIoU``, over the classes of any pixel, ``pixel_accuracy`` and ``loss``."""
+        shown, right = self._confusion.sum(1), self._confusion.diagonal()
+        union = shown + self._confusion.sum(0) - right
+        present = shown > 0
+        return {
+            "mIoU": float(np.mean(right[present] / union[present])) if present.any() else 0.0,
+            "pixel_accuracy": float(right.sum() / max(1, self._confusion.sum())),
+            "loss": self._loss / self._examples,
+            "examples": self._examples,
+        }
