@@ -60,6 +60,9 @@ def get_config(name: str = "detect_digits") -> ConfigDict:
             "nesterov": True,
             "weight_decay": 2e-5,
             "clipping": 0.04,
+            # With 1e-3 the largest gain of a residual branch, which start at zero, was 0.003 after
+            # 432 steps of detect_digits: the network was little more than its shortcuts.
+            "clipping_eps": 0.1,
         },
         **(_on_coco() if variant.on_coco else _on_digits()),
     }
