@@ -1,0 +1,117 @@
+"""The final comparison: finalists and baselines on held-out images, then two on the test images."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from nfnets_jax.models import bn_nfnet
+
+from ..studies import intervals
+from .baselines import efficientnet_within, nf_regnet_within
+from .budgets import Budget
+from .cost import Cost, Limits
+from .proxy import Proxy
+from .runs import Member, Network, Trainer
+
+EFFICIENTNETS = ("EfficientNet, RMSProp", "EfficientNet, SGD")
+
+
+class Arm(NamedTuple):
+    """A network to compare, and the pairs of rate and threshold that it may choose from."""
+
+    network: Network
+    pairs: Sequence[tuple[float, float]]
+
+
+class Compared(NamedTuple):
+    """An arm's accuracy on held-out images by its best pair.
+
+    Attributes:
+      network: that was trained.
+      pair: rate, for a batch of 256, and threshold with the highest mean accuracy.
+      top1: of each seed with this pair; 0 where training diverged.
+      cost: of the network.
+    """
+
+    network: Network
+    pair: tuple[float, float]
+    top1: list[float]
+    cost: Cost
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the seeds."""
+        return sum(self.top1) / len(self.top1)
+
+
+def baselines(budget: Budget, limits: Limits, proxy: Proxy, anchor: Network) -> dict[str, Arm]:
+    """Returns the networks that are measured beside the finalists, by name.
+
+    EfficientNet and NF-RegNet choose between two rates. The proxy is the anchor's own best pair.
+    """
+    efficientnet = efficientnet_within(limits, budget.size, budget.shallow)
+    regnet = nf_regnet_within(limits, budget.size, budget.shallow)
+    by_rmsprop, by_sgd = EFFICIENTNETS
+    size = budget.size
+    unclipped = [(rate, 0.0) for rate in budget.baseline_rates]
+    clipped = [(rate, proxy.clipping) for rate in budget.baseline_rates]
+    slow = [(rate, 0.0) for rate in budget.rmsprop_rates]
+    return {
+        by_rmsprop: Arm(Network("efficientnet", efficientnet, size, rmsprop=True), slow),
+        by_sgd: Arm(Network("efficientnet", efficientnet, size), unclipped),
+        "NF-RegNet": Arm(Network("nf_regnet", regnet, size), clipped),
+        "NFNet": Arm(anchor, [proxy]),
+    }
+
+
+def batch_normalized(winner: Network, budget: Budget) -> Arm:
+    """Returns the winner with batch normalization, and without AGC."""
+    config = bn_nfnet.twin(winner.config)
+    pairs = [(rate, 0.0) for rate in budget.baseline_rates]
+    return Arm(Network(f"{winner.name}-bn", config, winner.size), pairs)
+
+
+def compare(
+    trainer: Trainer, arms: Mapping[str, Arm], budget: Budget, limits: Limits, stage: str
+) -> dict[str, Compared]:
+    """Trains all arms with all their pairs and seeds, and tests them on held-out images."""
+    members = [
+        Member(arm.network, *pair, seed)
+        for arm in arms.values()
+        for pair in arm.pairs
+        for seed in range(budget.seeds)
+    ]
+    rows = iter(trainer.train(stage, members, budget.final_epochs))
+    found = {}
+    for name, arm in arms.items():
+        top1 = {
+            tuple(pair): [next(rows)["top1"] or 0.0 for _ in range(budget.seeds)]
+            for pair in arm.pairs
+        }
+        best = max(top1, key=lambda pair: sum(top1[pair]))
+        cost = limits.count(arm.network.config)
+        found[name] = Compared(arm.network, (best[0], best[1]), top1[best], cost)
+    return found
+
+
+class Tested(NamedTuple):
+    """Accuracy of the winner and of the baseline on the test images, a number a seed."""
+
+    winner: list[float]
+    baseline: list[float]
+
+    @property
+    def difference(self) -> intervals.Interval:
+        """The winner's mean less the baseline's, a share."""
+        return intervals.difference(self.winner, self.baseline)
+
+
+def test(trainer: Trainer, winner: Compared, baseline: Compared, budget: Budget) -> Tested:
+    """Trains two networks on all training images, and reads the test images, once a run."""
+    members = [
+        Member(each.network, *each.pair, seed)
+        for each in (winner, baseline)
+        for seed in range(budget.test_seeds)
+    ]
+    rows = trainer.train("testing", members, budget.final_epochs, tests=True)
+    top1 = [row["top1"] or 0.0 for row in rows]
+    return Tested(top1[: budget.test_seeds], top1[budget.test_seeds :])
