@@ -12,6 +12,7 @@ from .cost import Cost, Limits
 from .proxy import Proxy
 from .runs import Member, Network, Trainer
 
+_EXTENSIONS = 3  # Of the range of an arm's rates.
 EFFICIENTNETS = ("EfficientNet, RMSProp", "EfficientNet, SGD")
 
 
@@ -46,7 +47,8 @@ class Compared(NamedTuple):
 def baselines(budget: Budget, limits: Limits, proxy: Proxy, anchor: Network) -> dict[str, Arm]:
     """Returns the networks that are measured beside the finalists, by name.
 
-    EfficientNet and NF-RegNet choose between two rates. The proxy is the anchor's own best pair.
+    EfficientNet and NF-RegNet choose between two rates, or those beyond. The proxy is the anchor's
+    own best pair.
     """
     efficientnet = efficientnet_within(limits, budget.size, budget.shallow)
     regnet = nf_regnet_within(limits, budget.size, budget.shallow)
@@ -73,24 +75,49 @@ def batch_normalized(winner: Network, budget: Budget) -> Arm:
 def compare(
     trainer: Trainer, arms: Mapping[str, Arm], budget: Budget, limits: Limits, stage: str
 ) -> dict[str, Compared]:
-    """Trains all arms with all their pairs and seeds, and tests them on held-out images."""
-    members = [
-        Member(arm.network, *pair, seed)
-        for arm in arms.values()
-        for pair in arm.pairs
-        for seed in range(budget.seeds)
-    ]
-    rows = iter(trainer.train(stage, members, budget.final_epochs))
+    """Trains all arms with all their pairs and seeds, and tests them on held-out images.
+
+    An arm that may choose its rate and is best at the lowest or highest one tries the next, a
+    factor of 2 away, a few times.
+    """
+    seeds = range(budget.seeds)
+    top1: dict[str, dict[tuple[float, float], list[float]]] = {name: {} for name in arms}
+    left = {name: list(arm.pairs) for name, arm in arms.items()}
+    for _ in range(1 + _EXTENSIONS):
+        members = [
+            Member(arms[name].network, *pair, seed)
+            for name, pairs in left.items()
+            for pair in pairs
+            for seed in seeds
+        ]
+        rows = iter(trainer.train(stage, members, budget.final_epochs))
+        for name, pairs in left.items():
+            for rate, clipping in pairs:
+                top1[name][rate, clipping] = [next(rows)["top1"] or 0.0 for _ in seeds]
+        left = {name: found for name, each in top1.items() if (found := _beyond(each))}
+        if not left:
+            break
+    for name in left:
+        print(f"{stage}: the best rate of {name} is at the edge of those tried", flush=True)
     found = {}
-    for name, arm in arms.items():
-        top1 = {
-            tuple(pair): [next(rows)["top1"] or 0.0 for _ in range(budget.seeds)]
-            for pair in arm.pairs
-        }
-        best = max(top1, key=lambda pair: sum(top1[pair]))
-        cost = limits.count(arm.network.config)
-        found[name] = Compared(arm.network, (best[0], best[1]), top1[best], cost)
+    for name, by_pair in top1.items():
+        network, best = arms[name].network, _best(by_pair)
+        cost = limits.count(network.config)
+        found[name] = Compared(network, best, by_pair[best], cost)
     return found
+
+
+def _best(top1: Mapping[tuple[float, float], Sequence[float]]) -> tuple[float, float]:
+    return max(top1, key=lambda pair: sum(top1[pair]))
+
+
+def _beyond(top1: Mapping[tuple[float, float], Sequence[float]]) -> list[tuple[float, float]]:
+    """Returns the next pair of an arm that is best at the edge of several rates."""
+    rates = [rate for rate, _ in top1]
+    rate, clipping = _best(top1)
+    if len(rates) == 1 or min(rates) < rate < max(rates):
+        return []
+    return [(rate * 2 if rate == max(rates) else rate / 2, clipping)]
 
 
 class Tested(NamedTuple):

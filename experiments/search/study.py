@@ -1,6 +1,5 @@
 """The search, from the anchor to the scaled winner."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,7 +140,6 @@ def _trainer(
         "data": images.name(data_dir),
         "image_size": budget.size,
         "batch_size": budget.batch_size,
-        "space": json.dumps(dict(budget.space)),
     }
     dataset = images.open_images(data_dir)
     flips = data_dir is not None  # A mirrored digit is another one.
