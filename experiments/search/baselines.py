@@ -14,7 +14,7 @@ from .space import rounded
 
 # Widths over those of the published networks, between which the largest is sought.
 _LOW, _HIGH = 0.05, 8.0
-_NO_NOISE = {"dropout_rate": 0.0, "stochastic_depth_rate": 0.0}
+_NO_NOISE: dict[str, Any] = {"dropout_rate": 0.0, "stochastic_depth_rate": 0.0}
 
 
 def scaled(config: NFNetConfig, width: float, depth: float = 1.0) -> NFNetConfig:
@@ -55,7 +55,7 @@ def efficientnet_within(
     Args:
       limits: bounds of its cost.
       size: side of the images in pixels.
-      shallow: whether only the first two stages are left, of one block each.
+      shallow: whether only one stage is left, of one block.
       depth: blocks over those of B0.
 
     Raises:
@@ -67,7 +67,7 @@ def efficientnet_within(
         **_NO_NOISE,
     )
     if shallow:
-        few = tuple(stage._replace(blocks=1) for stage in small.stages[:2])
+        few = tuple(stage._replace(blocks=1) for stage in small.stages[1:2])
         small = dataclasses.replace(small, stages=few)
     return within(limits, lambda width: dataclasses.replace(small, width_factor=width))
 
@@ -97,8 +97,8 @@ def nf_regnet_within(limits: Limits, size: int, shallow: bool) -> NFNetConfig:
 
 
 def _small_images(config: NFNetConfig, limits: Limits, size: int, shallow: bool) -> NFNetConfig:
-    if shallow:  # Two stages of one block.
-        two: dict[str, Any] = {name: getattr(config, name)[:2] for name in ("width", "strides")}
-        config = dataclasses.replace(config, **two, depth=(1, 1))
+    if shallow:  # One stage of one block.
+        first: dict[str, Any] = {name: getattr(config, name)[:1] for name in ("width", "strides")}
+        config = dataclasses.replace(config, **first, depth=(1,))
     sized = with_size(config, size)
     return within(limits, lambda width: scaled(sized, width))

@@ -28,11 +28,12 @@ class Budget(NamedTuple):
       final_epochs: length of these runs.
       seeds: runs of each network of the comparison on held-out images.
       test_seeds: runs of the two networks that are tested.
+      scales: multiply-adds of the scaled networks, over those of the winner.
       timed: networks whose training step is measured.
       timed_steps: of each, alternating with the anchor.
       least_share: of the multiply-adds that the limits allow which a random network has.
       space, stages: what networks are drawn from.
-      shallow: whether the baselines have only two stages of one block each.
+      shallow: whether the baselines have only one stage of one block.
       stops: whether a proxy that is not accepted ends the search.
     """
 
@@ -54,6 +55,7 @@ class Budget(NamedTuple):
     final_epochs: float
     seeds: int
     test_seeds: int
+    scales: tuple[float, ...]
     timed: int
     timed_steps: int
     least_share: float = 0.8
@@ -68,8 +70,9 @@ class Budget(NamedTuple):
         tuned = 2 * len(self.rates) * len(self.clippings) * self.tuning_epochs
         rounds = self.drawn * self.drawn_epochs + self.narrowed * self.narrowed_epochs
         compared = self.finalists + 2 * len(self.baseline_rates) + len(self.rmsprop_rates) + 3
-        # Six splits and two networks of twice, two of four times the multiply-adds.
-        runs = self.correlated + self.seeds * (compared + 8 * 2 + 2 * 4) + 2 * self.test_seeds
+        # Two splits a size of twice the work, and the winner and EfficientNet at each scale.
+        scaled = 2 * 2 * len(self.sizes) + 2 * sum(self.scales)
+        runs = self.correlated + self.seeds * (compared + scaled) + 2 * self.test_seeds
         return tuned + rounds + runs * self.final_epochs
 
 
@@ -92,35 +95,38 @@ _GPU = Budget(
     final_epochs=15,
     seeds=3,
     test_seeds=5,
+    scales=(2.0, 4.0),
     timed=24,
     timed_steps=20,
 )
 BUDGETS: Mapping[str, Budget] = MappingProxyType(
     {
+        # Networks of one block, two drawn: compiling takes most of the time.
         "smoke": _GPU._replace(
             size=8,
-            sizes=(6, 8, 10),
+            sizes=(8,),
             limits=Limits(60_000, 600_000),
             batch_size=128,
             rates=(0.2,),
             clippings=(0.04,),
             baseline_rates=(0.2,),
             rmsprop_rates=(0.016,),
-            correlated=3,
-            drawn=4,
+            correlated=2,
+            drawn=2,
             drawn_epochs=1,
             narrowed=2,
-            narrowed_epochs=2,
+            narrowed_epochs=1,
             tuning_epochs=1,
             finalists=1,
-            final_epochs=3,
+            final_epochs=1,
             seeds=2,
             test_seeds=2,
-            timed=3,
+            scales=(2.0,),
+            timed=2,
             timed_steps=2,
-            space={**SPACE, "depth": (2,), "slope": (1.0,), "ratio": (1.5, 2.0)},
-            stages=(2,),
             least_share=0.3,
+            space={**SPACE, "depth": (1,), "slope": (1.0,), "ratio": (2.0,)},
+            stages=(1,),
             shallow=True,
             stops=False,
         ),

@@ -99,12 +99,12 @@ def compare(
             break
     for name in left:
         print(f"{stage}: the best rate of {name} is at the edge of those tried", flush=True)
-    found = {}
+    compared = {}
     for name, by_pair in top1.items():
         network, best = arms[name].network, _best(by_pair)
         cost = limits.count(network.config)
-        found[name] = Compared(network, best, by_pair[best], cost)
-    return found
+        compared[name] = Compared(network, best, by_pair[best], cost)
+    return compared
 
 
 def _best(top1: Mapping[tuple[float, float], Sequence[float]]) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """What a network costs, and the widest network within limits."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ def count(config: Any, channels: int = 3, classes: int = 10) -> Cost:
     return Cost(summary.parameters, *summary.work)
 
 
-class Limits(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Limits:
     """Bounds of a network's cost, for images of ``channels`` in ``classes``."""
 
     parameters: float
@@ -44,7 +46,8 @@ class Limits(NamedTuple):
 
     def times(self, work: float) -> "Limits":
         """Returns bounds of ``work`` times the multiply-adds, and of any number of parameters."""
-        return self._replace(parameters=float("inf"), multiply_adds=work * self.multiply_adds)
+        more = work * self.multiply_adds
+        return dataclasses.replace(self, parameters=float("inf"), multiply_adds=more)
 
 
 def widest(make: Callable[[float], Any], limits: Limits, low: float, high: float) -> float | None:

@@ -1,5 +1,6 @@
 """Fits the winner's scaling rule at twice the multiply-adds, and tests it at four times."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from .cost import Limits
 from .runs import Member, Network, Trainer
 from .scaling import Rule, Split, apply, fit, split_rule, splits
 
-FITTED, TESTED = 2.0, 4.0  # Times the winner's multiply-adds.
+FITTED = 2.0  # Times the winner's multiply-adds.
 # EfficientNets' own rule, for a doubling of multiply-adds (Tan and Le 2019, section 5.1).
 _EFFICIENTNET_DEPTH, _EFFICIENTNET_RESOLUTION = 1.2, 1.15
 
@@ -39,7 +40,8 @@ def scale(
     trainer: Trainer, winner: Compared, baseline: Compared, budget: Budget, limits: Limits
 ) -> Scaled:
     """Trains the splits, fits the rule, and compares by it with the baseline, scaled by its own."""
-    own, config = limits._replace(multiply_adds=winner.cost.multiply_adds), winner.network.config
+    config = winner.network.config
+    own = dataclasses.replace(limits, multiply_adds=winner.cost.multiply_adds)
     tried = splits(budget.sizes)
     networks = []
     for number, split in enumerate(tried):
@@ -51,7 +53,7 @@ def scale(
     rule = fit(tried, means, budget.size, FITTED)
 
     by_rule, gains = {}, {}
-    for work in (FITTED, TESTED):
+    for work in budget.scales:
         larger = apply(rule, config, work, own.times(work))
         by_rule[work] = Network(f"winner-x{work:g}", larger, larger.train_size)
         other = _efficientnet(baseline, work, budget, limits)
@@ -78,6 +80,6 @@ def _train(
 def _efficientnet(baseline: Compared, work: float, budget: Budget, limits: Limits) -> Network:
     size = round(budget.size * _EFFICIENTNET_RESOLUTION ** math.log2(work))
     depth = _EFFICIENTNET_DEPTH ** math.log2(work)
-    own = limits._replace(multiply_adds=baseline.cost.multiply_adds)
+    own = dataclasses.replace(limits, multiply_adds=baseline.cost.multiply_adds)
     config = efficientnet_within(own.times(work), size, budget.shallow, depth)
     return Network(f"efficientnet-x{work:g}", config, size, baseline.network.rmsprop)

@@ -1,5 +1,7 @@
 """The search, from the anchor to the scaled winner."""
 
+import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from .rounds import Drawn, Level, best, draw_networks, levels, narrow
 from .runs import Network, Trainer
 from .scaled_sizes import Scaled, scale
 from .space import Space
-from .timing import Ratio, TimeModel, fit_times, step_ratio
+from .timing import Ratio, Step, TimeModel, fit_times, step_ratio, training_step
 
 LEAST_SPEEDUP = 1.3  # The winner's training step, over that of the EfficientNet.
 
@@ -100,10 +102,12 @@ def search(workdir: Path, budget_name: str, data_dir: Path | None) -> Found:
     """
     budget = BUDGETS[budget_name]
     trainer, conditions = _trainer(workdir, budget_name, budget, data_dir)
-    size, asked = budget.size, budget.limits._replace(channels=trainer.channels)
+    size, asked = budget.size, dataclasses.replace(budget.limits, channels=trainer.channels)
     reference = Network("efficientnet", efficientnet_within(asked, size, budget.shallow), size)
     cost = asked.count(reference.config)
-    limits = asked._replace(parameters=cost.parameters, multiply_adds=cost.multiply_adds)
+    limits = dataclasses.replace(
+        asked, parameters=cost.parameters, multiply_adds=cost.multiply_adds
+    )
     anchor = Network("nfnet", nfnet_within(limits, size, budget.shallow), size)
 
     proxy = tune(trainer, anchor, budget)
@@ -183,9 +187,14 @@ def _measure(
     """Returns the training step of each network over that of another, in turns."""
     by_name = {network.name: network for network in networks}
 
+    def step_of(network: Network) -> Step:
+        return training_step(trainer.task(network, 1), trainer.channels)
+
+    anchor = functools.cache(lambda: step_of(other))  # Not needed where all is measured.
+
     def run(settings: grid.Settings) -> dict[str, float]:
-        tasks = (trainer.task(each, 1) for each in (by_name[settings["network"]], other))
-        return step_ratio(*tasks, trainer.channels, budget.timed_steps)._asdict()
+        step = step_of(by_name[settings["network"]])
+        return step_ratio(step, anchor(), budget.timed_steps)._asdict()
 
     rows = trainer.measure(stage, list(by_name), run)
     return [Ratio(row["median"], row["low"], row["high"]) for row in rows]

@@ -26,16 +26,18 @@ class Ratio(NamedTuple):
     high: float
 
 
-def step_ratio(task: Task, anchor: Task, channels: int, turns: int) -> Ratio:
-    """Measures the training step of a network and that of the anchor in turns, on one device.
+# A function that takes training steps, and returns their seconds.
+Step = Callable[[], float]
+
+
+def step_ratio(step: Step, anchor: Step, turns: int) -> Ratio:
+    """Measures the training step of a network and that of the anchor in turns.
 
     Args:
-      task, anchor: the networks, and how they are trained; their configurations have the size of
-        the images.
-      channels: of the images.
+      step, anchor: from ``training_step``.
       turns: pairs of measurements, after one that is not counted.
     """
-    steps = [_step(each, channels) for each in (task, anchor)]
+    steps = (step, anchor)
     for step in steps:
         step()
     ratios = []
@@ -46,8 +48,13 @@ def step_ratio(task: Task, anchor: Task, channels: int, turns: int) -> Ratio:
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
 
-def _step(task: Task, channels: int) -> Callable[[], float]:
-    """Returns a function that takes some steps, and returns their seconds."""
+def training_step(task: Task, channels: int) -> Step:
+    """Returns a function that takes training steps on one device, and returns their seconds.
+
+    Args:
+      task: the network, whose configuration has the size of the images, and how it is trained.
+      channels: of the images.
+    """
     side = task.model.config.train_size
     rng = np.random.default_rng(0)
     count = _STEPS_AT_ONCE * task.batch_size

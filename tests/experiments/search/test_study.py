@@ -19,7 +19,6 @@ from experiments.search import __main__ as command
 from experiments.search import budgets, cost, family, study
 from experiments.search.cost import Cost
 from experiments.search.proxy import accept
-from experiments.search.timing import Ratio
 from nfnets_jax.data.sources import ArraySource, Dataset
 from nfnets_jax.models.efficientnet import EfficientNetConfig
 
@@ -40,7 +39,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
         return [Outcome(losses, level + 0.001 * run.seed, None, 1.0) for run in runs]
 
     monkeypatch.setattr(population, "train", train)
-    monkeypatch.setattr(study, "step_ratio", lambda *args: Ratio(1.5, 1.4, 1.6))
+    monkeypatch.setattr(study, "training_step", lambda task, channels: lambda: 1.0)
     monkeypatch.setattr(cost, "count", count)
     monkeypatch.setattr(family, "count", count)
     return recorded
