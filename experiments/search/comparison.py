@@ -120,7 +120,7 @@ def _beyond(top1: Mapping[tuple[float, float], Sequence[float]]) -> list[tuple[f
     return [(rate * 2 if rate == max(rates) else rate / 2, clipping)]
 
 
-class Tested(NamedTuple):
+class Accuracies(NamedTuple):
     """Accuracy of the winner and of the baseline on the test images, a number a seed."""
 
     winner: list[float]
@@ -132,7 +132,7 @@ class Tested(NamedTuple):
         return intervals.difference(self.winner, self.baseline)
 
 
-def test(trainer: Trainer, winner: Compared, baseline: Compared, budget: Budget) -> Tested:
+def test(trainer: Trainer, winner: Compared, baseline: Compared, budget: Budget) -> Accuracies:
     """Trains two networks on all training images, and reads the test images, once a run."""
     members = [
         Member(each.network, *each.pair, seed)
@@ -141,4 +141,4 @@ def test(trainer: Trainer, winner: Compared, baseline: Compared, budget: Budget)
     ]
     rows = trainer.train("testing", members, budget.final_epochs, tests=True)
     top1 = [row["top1"] or 0.0 for row in rows]
-    return Tested(top1[: budget.test_seeds], top1[budget.test_seeds :])
+    return Accuracies(top1[: budget.test_seeds], top1[budget.test_seeds :])

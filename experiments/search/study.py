@@ -10,9 +10,9 @@ from .baselines import efficientnet_within, nfnet_within
 from .budgets import BUDGETS, Budget
 from .comparison import (
     EFFICIENTNETS,
+    Accuracies,
     Arm,
     Compared,
-    Tested,
     baselines,
     batch_normalized,
     compare,
@@ -61,7 +61,7 @@ class Final(NamedTuple):
     winner: str
     baseline: str
     speedup: Ratio
-    tested: Tested
+    tested: Accuracies
     scaled: Scaled
 
 
