@@ -7,8 +7,8 @@ designs of normalizer-free networks as large as a small EfficientNet-B0, trains 
 AGC, narrows the space by what it finds, compares finalists with baselines, and scales the winner by
 a compound rule that it fits. docs/search.md has the design. An interrupted search resumes. It
 leaves ``results.md``, ``results.json``, ``runs.csv``, pictures, and ``nfnet_c.py``, a module that
-registers the scaled winner for ImageNet. Without ``--data_dir`` the networks learn the embedded
-digits.
+registers the scaled winner for ImageNet. ``--budget=smoke``, for trying the program out, needs no
+data: its networks learn the embedded digits.
 """
 
 import csv

@@ -5,6 +5,8 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nfnets_jax.errors import InputError
+
 from ..studies import grid, images
 from .baselines import efficientnet_within, nfnet_within
 from .budgets import BUDGETS, Budget
@@ -94,13 +96,18 @@ class Found(NamedTuple):
 
 
 def search(workdir: Path, budget_name: str, data_dir: Path | None) -> Found:
-    """Searches on CIFAR-10, or on the embedded digits without ``data_dir``.
+    """Searches on CIFAR-10, or without ``data_dir`` on the digits, which have 8 pixels a side.
 
     Raises:
-      InputError: CIFAR-10 is not in ``data_dir``, the directory holds another search, or no network
-        is within the budget's limits.
+      InputError: CIFAR-10 is not in ``data_dir``, or that is missing; the directory holds another
+        search; or no network is within the budget's limits.
     """
     budget = BUDGETS[budget_name]
+    if images.side(data_dir, budget.size) != budget.size:
+        raise InputError(
+            f"the budget {budget_name} searches on CIFAR-10 at {budget.size} pixels: give TFDS's "
+            "data directory"
+        )
     trainer, conditions = _trainer(workdir, budget_name, budget, data_dir)
     size, asked = budget.size, dataclasses.replace(budget.limits, channels=trainer.channels)
     reference = Network("efficientnet", efficientnet_within(asked, size, budget.shallow), size)

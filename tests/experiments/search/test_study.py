@@ -20,6 +20,7 @@ from experiments.search import budgets, cost, family, study
 from experiments.search.cost import Cost
 from experiments.search.proxy import accept
 from nfnets_jax.data.sources import ArraySource, Dataset
+from nfnets_jax.errors import InputError
 from nfnets_jax.models.efficientnet import EfficientNetConfig
 
 
@@ -79,6 +80,12 @@ def test_a_search_goes_through_all_rounds_and_resumes(
     again = command.search(tmp_path, "smoke", None)
     assert len(trained) == runs
     assert again.tables == found.tables
+
+
+@pytest.mark.parametrize("budget", ["cpu", "gpu"])
+def test_a_search_on_cifar10_needs_it(tmp_path: Path, budget: str) -> None:
+    with pytest.raises(InputError, match="give TFDS's data directory"):
+        command.search(tmp_path, budget, None)
 
 
 def test_a_proxy_that_orders_nothing_ends_the_search(
