@@ -38,8 +38,8 @@ def step_ratio(step: Step, anchor: Step, turns: int) -> Ratio:
       turns: pairs of measurements, after one that is not counted.
     """
     steps = (step, anchor)
-    for step in steps:
-        step()
+    for each in steps:
+        each()
     ratios = []
     for turn in range(turns):
         order = (0, 1) if turn % 2 else (1, 0)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from experiments.search.cost import Cost
-from experiments.search.timing import fit_times
+from experiments.search.timing import Step, fit_times, step_ratio
 
 
 def costs(count: int) -> list[Cost]:
@@ -37,3 +37,20 @@ def test_counts_that_do_not_differ_have_no_power() -> None:
     model = fit_times(measured, [law(cost) for cost in measured])
     assert model.exponents[2] == pytest.approx(0, abs=1e-3)
     assert model.ratio(measured[0]) == pytest.approx(law(measured[0]), rel=1e-3)
+
+
+def test_a_ratio_is_of_measurements_side_by_side() -> None:
+    """A machine that slows down more and more changes no ratio."""
+    called: list[str] = []
+
+    def step(name: str, seconds: float) -> Step:
+        def run() -> float:
+            called.append(name)
+            return seconds * 2 ** ((len(called) - 3) // 2)
+
+        return run
+
+    ratio = step_ratio(step("network", 0.3), step("anchor", 0.2), turns=4)
+    assert ratio == pytest.approx((1.5, 1.5, 1.5))
+    # Who is first alternates, as whoever is second finds a warm machine.
+    assert called[2:] == ["anchor", "network", "network", "anchor"] * 2
