@@ -15,6 +15,7 @@ from nfnets_jax.data.keyed_augmentation import KeyedAugmentation
 from nfnets_jax.data.normalization import normalize
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training import objective
+from nfnets_jax.training.recipe import rmsprop
 from nfnets_jax.training.units import UNIT_AXES
 
 _TEST_BATCH = 500
@@ -50,6 +51,7 @@ class Task:
       decays: whether the learning rate then falls to 0 by a cosine, or stays.
       label_smoothing: of the loss.
       augmentation: of the training images.
+      rmsprop: whether the updates are those of RMSProp, which no AGC precedes, and not of SGD.
     """
 
     model: Model
@@ -59,6 +61,7 @@ class Task:
     decays: bool = True
     label_smoothing: float = 0.0
     augmentation: KeyedAugmentation = KeyedAugmentation()  # noqa: RUF009, it is immutable
+    rmsprop: bool = False
 
     def schedule(self, step: jax.typing.ArrayLike) -> Any:
         """Returns the learning rate of a step over that of the peak."""
@@ -190,8 +193,15 @@ class PureRun:
         return self.task.model.with_policy(policy)
 
     def _optimizer(self, run: Run) -> optax.GradientTransformation:
+        def rate(step: jax.typing.ArrayLike) -> Any:
+            return run.learning_rate * self.task.schedule(step)
+
+        if self.task.rmsprop:
+            kernels = functools.partial(optax_agc.kernels, unit_axes=UNIT_AXES)
+            decay = optax.add_decayed_weights(run.weight_decay, kernels)
+            return optax.chain(decay, rmsprop(rate, run.momentum))
         return optax_agc.sgd_agc(
-            lambda step: run.learning_rate * self.task.schedule(step),
+            rate,
             momentum=run.momentum,
             weight_decay=run.weight_decay,
             # No gradient is longer than infinity.

@@ -26,7 +26,7 @@ from nfnets_jax.errors import InputError
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models import layers, nfnet
 from nfnets_jax.models.batch_norm import BatchNorm, Conv2D
-from nfnets_jax.models.nfnet import NFNetConfig, SqueezeExcite, check_stages
+from nfnets_jax.models.nfnet import NFNetConfig, SqueezeExcite, bottleneck, check_stages
 from nfnets_jax.models.prepare import LayerStack
 from nfnets_jax.ranges import PROBABILITY, SHARE, Range, check_ranges
 
@@ -38,7 +38,7 @@ _RANGES = {
     "depth": Range(1, 10**4, whole=True),
     "group_size": _COUNT,
     "expansion": Range(0, 1024, above=True),
-    "se_ratio": Range(0, 1024, above=True),
+    "se_ratio": Range(0, 1024),
     "final_expansion": Range(0, 1024),
     "train_size": _COUNT,
     "test_size": _COUNT,
@@ -56,12 +56,17 @@ class BatchNormNFNetConfig:
       depth: blocks of each stage.
       stem: (output channels, stride) of each convolution before the first stage.
       strides: of each stage's first block.
-      group_size: channels in a group of the 3x3 convolutions.
-      expansion: width of the bottleneck over the block's output channels.
-      se_ratio: hidden units of squeeze-excite over its channels.
+      group_size: channels in a group of the 3x3 convolutions; None does not group them.
+      expansion: width of the bottleneck over the block's output channels, or its input channels
+        with ``expands_input``.
+      se_ratio: hidden units of squeeze-excite over its channels; 0 leaves squeeze-excite out.
       final_expansion: channels of the last 1x1 convolution over the width of the last stage; 0
         leaves the convolution out.
       spatial: names of a block's 3x3 convolutions.
+      expands_input: whether ``expansion`` counts from the block's input channels.
+      excites_bottleneck: whether squeeze-excite scales the output of the 3x3 convolutions, and not
+        that of the branch.
+      activation: a key of ``layers.ACTIVATION_GAINS``; it is not scaled.
       train_size, test_size: published side of the square images, in pixels.
       dropout_rate: of the pooled features.
       stochastic_depth_rate: probability of dropping a block's branch; it rises from 0 at the first
@@ -80,13 +85,16 @@ class BatchNormNFNetConfig:
     depth: tuple[int, ...]
     stem: tuple[tuple[int, int], ...]
     strides: tuple[int, ...]
-    group_size: int
+    group_size: int | None
     train_size: int
     test_size: int
     expansion: float = 0.5
     se_ratio: float = 0.5
     final_expansion: float = 2.0
     spatial: tuple[str, ...] = ("conv1", "conv1b")
+    expands_input: bool = False
+    excites_bottleneck: bool = False
+    activation: str = "gelu"
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
     sync_axis: str = ""
@@ -207,8 +215,7 @@ class _Block(hk.Module):
         """
         config, width, stride, conv = self._config, self._width, self._stride, self._conv
         activate = functools.partial(_activate, config=config, is_training=is_training)
-        groups = max(1, int(width * config.expansion) // config.group_size)
-        inner = groups * config.group_size
+        inner, groups = bottleneck(config, x.shape[-1], width, config.expansion)
 
         out = activate(x, name="norm0")
         shortcut = x
@@ -219,23 +226,28 @@ class _Block(hk.Module):
         for index, name in enumerate(config.spatial):
             out = activate(out, name=f"norm{name.removeprefix('conv')}")
             out = conv(inner, 3, stride if index == 0 else 1, groups, name=name)(out)
+        excited = inner if config.excites_bottleneck else width
+        hidden = max(1, int(excited * config.se_ratio))
+        squeeze_excite = SqueezeExcite(excited, hidden, name="squeeze_excite")
+        if config.se_ratio > 0 and config.excites_bottleneck:
+            out = squeeze_excite(out) * out
         out = conv(width, 1, name="conv2")(activate(out, name="norm2"))
-        scale = SqueezeExcite(width, max(1, int(width * config.se_ratio)), name="squeeze_excite")(
-            out
-        )
+        if config.se_ratio > 0 and not config.excites_bottleneck:
+            out = squeeze_excite(out) * out
         if keep is not None:
-            scale = jnp.where(keep[:, None, None, None], scale, 0)
-        return shortcut + scale * out
+            out = jnp.where(keep[:, None, None, None], out, 0)
+        return shortcut + out
 
 
 def _activate(
     x: jax.Array, *, config: BatchNormNFNetConfig, is_training: bool, name: str
 ) -> jax.Array:
-    """Normalizes, in a module called ``name``, and applies GELU."""
-    return jax.nn.gelu(BatchNorm(config.sync_axis, name=name)(x, is_training))
+    """Normalizes, in a module called ``name``, and applies the nonlinearity."""
+    activation = layers.unscaled_activation(config.activation)
+    return activation(BatchNorm(config.sync_axis, name=name)(x, is_training))
 
 
-def _twin(config: NFNetConfig) -> BatchNormNFNetConfig:
+def twin(config: NFNetConfig) -> BatchNormNFNetConfig:
     """Returns the batch-normalized twin of an NFNet."""
     own = [field.name for field in dataclasses.fields(BatchNormNFNetConfig)]
     shared = {name: getattr(config, name) for name in own if hasattr(config, name)}
@@ -244,7 +256,7 @@ def _twin(config: NFNetConfig) -> BatchNormNFNetConfig:
 
 VARIANTS: Mapping[str, BatchNormNFNetConfig] = MappingProxyType(
     {
-        f"{name}_bn": _twin(config)
+        f"{name}_bn": twin(config)
         for name, config in nfnet.VARIANTS.items()
         if not name.endswith("_plus")
     }

@@ -35,6 +35,7 @@ class WSConv2D(hk.Module):
     Parameters, float32: ``w`` ``[k, k, I / groups, O]``, ``gain`` ``[O]`` and ``bias`` ``[O]``.
     With ``prepared`` parameters ``w`` is standardized already, in any dtype, and there is no gain.
     A ``dilation`` above 1 goes with a stride of 1.
+    Without ``standardized`` there is neither gain nor standardization: ``w`` itself convolves.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class WSConv2D(hk.Module):
         dilation: int = 1,
         policy: Policy | None = None,
         prepared: bool = False,
+        standardized: bool = True,
         name: str | None = None,
     ):
         super().__init__(name)
@@ -56,14 +58,14 @@ class WSConv2D(hk.Module):
         self._groups = groups
         self._dilation = dilation
         self._policy = policy
-        self._prepared = prepared
+        self._standardizes = standardized and not prepared
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[N, H, W, I]`` to ``[N, ceil(H / stride), ceil(W / stride), O]``, in its dtype."""
         size, channels = self._kernel_size, self._channels
         shape = (size, size, x.shape[-1] // self._groups, channels)
         w = hk.get_parameter("w", shape, init=Normal(math.prod(shape[:-1]) ** -0.5))
-        if not self._prepared:
+        if self._standardizes:
             w = layers.standardize(w, hk.get_parameter("gain", (channels,), init=jnp.ones))
         bias = hk.get_parameter("bias", (channels,), init=jnp.zeros)
         w = w.astype(x.dtype)
@@ -134,12 +136,7 @@ class NFBlock(hk.Module):
         super().__init__(name)
         self._config = config
         self._activation = activation or layers.scaled_activation(config.activation)
-        width = int((in_channels if config.expands_input else out_channels) * expansion)
-        groups = 1
-        if config.group_size is not None:
-            groups = max(1, width // config.group_size)
-            width = groups * config.group_size
-        self._width, self._groups = width, groups
+        width, groups = bottleneck(config, in_channels, out_channels, expansion)
         changes_input = stride > 1 or in_channels != out_channels
         self._pool = None
         if stride > 1 and config.pools_shortcut:
@@ -149,10 +146,11 @@ class NFBlock(hk.Module):
         if dilation.replaces_stride:
             stride = 1
         self._conv0 = conv(width, 1, name="conv0")
+        spatial = functools.partial(conv, width, 3, standardized=config.standardizes_spatial)
         first, *others = config.spatial
         self._spatial = [
-            conv(width, 3, stride, groups, name=first, dilation=dilation.entry),
-            *(conv(width, 3, 1, groups, name=name, dilation=dilation.rest) for name in others),
+            spatial(stride, groups, name=first, dilation=dilation.entry),
+            *(spatial(1, groups, name=name, dilation=dilation.rest) for name in others),
         ]
         self._conv2 = conv(out_channels, 1, name="conv2")
         self._squeeze_excite = None
@@ -208,6 +206,24 @@ class NFBlock(hk.Module):
         return self._conv2(self._activation(x))
 
 
+def bottleneck(
+    config: Any, in_channels: int, out_channels: int, expansion: float
+) -> tuple[int, int]:
+    """Returns the width of a block's 3x3 convolutions, and the number of their groups.
+
+    Args:
+      config: has ``expands_input`` and ``group_size``, as ``NFNetConfig`` says.
+      in_channels, out_channels: of the block.
+      expansion: the width over the channels that the family counts it from; the width is rounded
+        down to whole groups, of which there is at least one.
+    """
+    width = int((in_channels if config.expands_input else out_channels) * expansion)
+    if config.group_size is None:
+        return width, 1
+    groups = max(1, width // config.group_size)
+    return groups * config.group_size, groups
+
+
 _COUNT = Range(1, 2**20, whole=True)
 # Of the fields of ``NFNetConfig``.
 _RANGES = {
@@ -260,7 +276,10 @@ class NFNetConfig:
       expansion: width of the bottleneck over the block's output channels, or its input channels
         with ``expands_input``.
       first_expansion: the same for the network's first block; None for ``expansion``.
-      group_size: channels in a group of the 3x3 convolutions; None does not group them.
+      group_size: channels in a group of the 3x3 convolutions; None does not group them, and 1
+        makes them depthwise.
+      standardizes_spatial: whether the kernels of the 3x3 convolutions are standardized, too. One
+        of depthwise convolutions has only nine weights to standardize.
       se_ratio: hidden units of squeeze-excite over its channels; 0 leaves squeeze-excite out.
       final_expansion: channels of the last 1x1 convolution over the width of the last stage; 0
         leaves the convolution out.
@@ -318,6 +337,7 @@ class NFNetConfig:
     expands_input: bool = False
     excites_bottleneck: bool = False
     pools_shortcut: bool = True
+    standardizes_spatial: bool = True
     block: Callable[..., hk.Module] = NFBlock
     looped_blocks: int = 6
     remat: str = "none"

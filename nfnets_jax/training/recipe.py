@@ -125,14 +125,21 @@ def _rmsprop(
     return optax.chain(
         _clip(settings.clipping, settings.clipping_eps),
         _decay(settings.weight_decay, settings.decay_biases),
-        optax.rmsprop(
-            rate,
-            decay=_RMS_DECAY,
-            eps=_RMS_EPS,
-            initial_scale=1.0,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-        ),
+        rmsprop(rate, settings.momentum, settings.nesterov),
+    )
+
+
+def rmsprop(
+    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """Returns the RMSProp that EfficientNets are trained with, without weight decay."""
+    return optax.rmsprop(
+        learning_rate,
+        decay=_RMS_DECAY,
+        eps=_RMS_EPS,
+        initial_scale=1.0,
+        momentum=momentum,
+        nesterov=nesterov,
     )
 
 

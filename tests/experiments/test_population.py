@@ -88,6 +88,31 @@ def test_a_population_takes_the_steps_that_are_written_out() -> None:
         assert 0.4 < outcome.top1 <= 1
 
 
+def test_rmsprop_takes_the_steps_that_are_written_out() -> None:
+    """Of a regression from zero; Tan and Le 2021, arXiv:2104.00298, section 5.1, has the decays."""
+    run = Run(0, 0.01, weight_decay=0.0)
+    (outcome,) = population.train(task(rmsprop=True, steps=3), dataset(), [run], jax.devices()[:1])
+    np.testing.assert_allclose(outcome.losses, rmsprop_by_hand(run, 3), rtol=2e-5)
+
+
+def rmsprop_by_hand(run: Run, steps: int) -> list[float]:
+    data = dataset()
+    assert isinstance(data.train, ArraySource)
+    x = ((data.train.images / 255 - 0.5) / 0.25).reshape(len(data.train), -1)
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    targets = np.eye(CLASSES)[data.train.labels]
+    w = np.zeros((x.shape[1], CLASSES))
+    squares, momentum, losses = np.ones_like(w), np.zeros_like(w), []
+    for _ in range(steps):
+        p = np.exp(x @ w) / np.exp(x @ w).sum(1, keepdims=True)
+        losses.append(-np.mean(np.log(p[targets == 1])))
+        grad = x.T @ (p - targets) / len(x)
+        squares = 0.9 * squares + 0.1 * grad**2
+        momentum = run.momentum * momentum + grad / np.sqrt(squares + 1e-3)
+        w -= run.learning_rate * momentum
+    return losses
+
+
 def test_a_run_alone_is_the_same_within_a_population() -> None:
     augmented = task(
         batch_size=10,

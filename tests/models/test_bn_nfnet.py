@@ -21,8 +21,8 @@ TINY: dict[str, Any] = {
 }
 
 
-def kernels(name: str) -> list[tuple[int, ...]]:
-    model = nfnets_jax.create_model(name)
+def kernels(name: str, **overrides: Any) -> list[tuple[int, ...]]:
+    model = nfnets_jax.create_model(name, **overrides)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
     return sorted(
@@ -39,6 +39,19 @@ def test_a_twin_has_the_kernels_of_its_nfnet_and_nothing_of_the_nf_strategy(name
     assert {name for values in params.values() for name in values} == {"w", "b", "scale", "offset"}
     norms = {module for module, values in params.items() if "scale" in values}
     assert norms == set(state)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"expands_input": True, "expansion": 2.25},
+        {"excites_bottleneck": True, "expansion": 2.0},
+        {"se_ratio": 0.0, "group_size": None, "activation": "silu"},
+    ],
+)
+def test_a_twin_has_the_kernels_under_other_options(options: dict[str, Any]) -> None:
+    options = {**TINY, **options}
+    assert kernels("nfnet_micro_bn", **options) == kernels("nfnet_micro", **options)
 
 
 def test_a_block_is_the_formula() -> None:

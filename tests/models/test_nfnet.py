@@ -41,6 +41,30 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+def test_spatial_kernels_may_be_convolved_as_they_are() -> None:
+    """A depthwise convolution by kernels that are standardized beforehand is the same without."""
+
+    def run(standardized: bool) -> hk.Transformed:
+        conv = functools.partial(WSConv2D, 8, 3, groups=8, standardized=standardized, name="conv")
+        return hk.without_apply_rng(hk.transform(lambda x: conv()(x)))
+
+    images = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))
+    params = jax.jit(run(True).init)(jax.random.key(1), images)
+    weights = np.asarray(params["conv"]["w"])
+    assert weights.shape == (3, 3, 1, 8)
+    centered = weights - weights.mean(axis=(0, 1, 2))
+    kernel = jnp.asarray(centered / (9 * centered.var(axis=(0, 1, 2))) ** 0.5)
+    others = {"conv": {"w": kernel, "bias": params["conv"]["bias"]}}
+    expected = run(True).apply(params, images)
+    np.testing.assert_allclose(run(False).apply(others, images), expected, atol=1e-5)
+
+    shape: dict[str, Any] = {**TINY, "group_size": 1, "standardizes_spatial": False}
+    model = nfnets_jax.create_model("nfnet_micro", 10, **shape)
+    tree, _ = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+    without = {module.split("/")[-1] for module, values in tree.items() if "gain" not in values}
+    assert without == {"conv1", "conv1b", "linear", "linear_1", "nf_block", "nf_block_1"}
+
+
 @functools.cache
 def shapes(name: str) -> dict[str, dict[str, list[int]]]:
     model = nfnets_jax.create_model(name)

@@ -1,0 +1,1 @@
+"""A search for a compact normalizer-free network: docs/search.md says how."""
