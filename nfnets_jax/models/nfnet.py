@@ -137,6 +137,7 @@ class NFBlock(hk.Module):
         self._config = config
         self._activation = activation or layers.scaled_activation(config.activation)
         width, groups = bottleneck(config, in_channels, out_channels, expansion)
+        self._width, self._groups = width, groups  # For blocks that derive from this one.
         changes_input = stride > 1 or in_channels != out_channels
         self._pool = None
         if stride > 1 and config.pools_shortcut:
