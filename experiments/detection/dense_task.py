@@ -6,12 +6,11 @@ import jax
 from ml_collections import ConfigDict
 
 from nfnets_jax.data import pipeline
-from nfnets_jax.data.read_errors import check_readable
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.errors import InputError, nearest
 from nfnets_jax.models.registry import Model
 from nfnets_jax.training.finetuning import Pretrained, load_backbone_weights
-from nfnets_jax.training.task import reading_of
+from nfnets_jax.training.task import hold_out_and_check, reading_of
 
 from .coco import open_coco
 from .examples import Encode, ObjectTestExamples, ObjectTrainExamples
@@ -61,11 +60,7 @@ class DenseTask:
                 masks=self.needs_masks,
                 most=None if self.needs_masks else settings.most_objects,
             )
-        if data.holdout:
-            dataset = dataset.hold_out(data.holdout)
-        for source in filter(None, (dataset.train, dataset.test)):
-            check_readable(source, reading=reading_of(config))
-        return dataset
+        return hold_out_and_check(dataset, config)
 
     def train_batches(
         self, config: ConfigDict, dataset: Dataset, devices: Sequence[jax.Device]

@@ -142,7 +142,12 @@ def open_record(source: Source, position: int, reading: Reading) -> tuple[np.nda
             f"{record['name']}: {width} x {height} pixels, and its objects are of an image of "
             f"{wanted_width} x {wanted_height}"
         )
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels, objects
+    return as_rgb(pixels), objects
+
+
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Returns ``[H, W, 3]`` of a gray or a colour image."""
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
 def stack(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from nfnets_jax.weights.run import read_model_state, read_params, read_run
 
 from . import drawing
 from .decoding import decode, stride_of
+from .examples import as_rgb
 from .placement import Placement, fit
 from .segmentation import enlarge
 
@@ -125,10 +126,7 @@ class DensePredictor:
 
     def see(self, picture: Picture) -> np.ndarray:
         """Returns the picture fitted in the square that the network was tested with."""
-        pixels = picture.pixels()
-        if pixels.shape[2] == 1:
-            pixels = np.repeat(pixels, 3, axis=2)
-        return self._placement(picture).image(pixels)
+        return self._placement(picture).image(as_rgb(picture.pixels()))
 
     def _placement(self, picture: Picture) -> Placement:
         return fit(picture.height, picture.width, self._size)

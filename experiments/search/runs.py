@@ -179,12 +179,12 @@ class Trainer:
         for network, some in itertools.groupby(members, key=lambda member: member.network):
             runs = list(some)
             size = population.at_once(self.task(network, epochs, tests))
-            for chunk in _batches(runs, size):
+            for chunk in grid.in_chunks(runs, size):
                 if len(chunk) > 1:
                     together.append(chunk)
                 else:
                     alone += chunk
-        return together + _batches(alone, jax.local_device_count())
+        return together + grid.in_chunks(alone, jax.local_device_count())
 
     def _outcomes(
         self, members: Sequence[Member], epochs: float, tests: bool
@@ -220,10 +220,6 @@ class Trainer:
         if key not in self._sized:
             self._sized[key] = resized(self._dataset if tests else self._held_out, size)
         return self._sized[key]
-
-
-def _batches(members: Sequence[Member], size: int) -> list[Sequence[Member]]:
-    return [members[start : start + size] for start in range(0, len(members), size)]
 
 
 def _file(stage: str, member: Member, epochs: float, tests: bool) -> str:

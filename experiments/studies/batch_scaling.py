@@ -143,8 +143,7 @@ def _search(
             {**arms[place], "learning_rate": rate_of(rung)}
             for place, rung in zip(places, rungs, strict=True)
         ]
-        size = population.at_once(task)
-        chunks = [members[start : start + size] for start in range(0, len(members), size)]
+        chunks = grid.in_chunks(members, population.at_once(task))
         found = grid.run_chunks(
             workdir, conditions, chunks, lambda some: _final_losses(task, dataset, some)
         )

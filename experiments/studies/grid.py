@@ -5,13 +5,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import reporting
 
 Settings = Mapping[str, Any]
 Row = dict[str, Any]
+Member = TypeVar("Member")
 
 
 def run_grid(
@@ -93,6 +94,11 @@ def run_chunks(
             number = files.index(file_of(settings)) + 1
             print(f"{number}/{len(files)}  {'  '.join(shown)}  {left:.0f} s left", flush=True)
     return [json.loads(file.read_text("utf-8")) for file in files]
+
+
+def in_chunks(members: Sequence[Member], size: int) -> list[Sequence[Member]]:
+    """Divides a sequence into parts of ``size`` members, the last perhaps of fewer."""
+    return [members[start : start + size] for start in range(0, len(members), size)]
 
 
 def file_name(settings: Settings) -> str:

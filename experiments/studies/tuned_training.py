@@ -146,9 +146,9 @@ def train_tuned(
         for settings in members:
             alike.setdefault((task_of(settings), settings["held_out"]), []).append(settings)
         chunks = [
-            some[start : start + population.at_once(task)]
+            chunk
             for (task, _), some in alike.items()
-            for start in range(0, len(some), population.at_once(task))
+            for chunk in grid.in_chunks(some, population.at_once(task))
         ]
         return grid.run_chunks(workdir, conditions, chunks, run)
 

@@ -353,7 +353,7 @@ class NFNetConfig:
             known = nearest(self.activation, layers.ACTIVATION_GAINS)
             raise InputError(f"no activation {self.activation!r}; {known}")
         check_stages(self)
-        _ = self.dilations
+        _ = self.dilations  # It refuses an output stride that cannot be.
 
     def network(self, num_classes: int, policy: Policy, prepared: bool) -> "NFNet":
         """Makes the module, inside a ``hk.transform``."""

@@ -102,7 +102,7 @@ class ResNetConfig:
         if self.normalization not in _NORMALIZATIONS:
             known = ", ".join(_NORMALIZATIONS)
             raise InputError(f"no normalization {self.normalization!r}; there are {known}")
-        _ = self.dilations
+        _ = self.dilations  # It refuses an output stride that cannot be.
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from nfnets_jax.data import pipeline
 from nfnets_jax.data.augmentation import Augmentation, find_augmentation
 from nfnets_jax.data.mixing import Mixing
-from nfnets_jax.data.read_errors import check_readable
 from nfnets_jax.data.sources import Dataset, open_dataset
 from nfnets_jax.data.transforms import CenterCrop
 from nfnets_jax.devices import AXIS, DeviceBatch
@@ -24,6 +23,7 @@ from nfnets_jax.training.task import (
     Metrics,
     Outputs,
     Score,
+    hold_out_and_check,
     reading_of,
     register_task,
 )
@@ -53,11 +53,7 @@ class Classification:
             labels=data.labels,
             test_labels=data.test_labels,
         )
-        if data.holdout:
-            dataset = dataset.hold_out(data.holdout)
-        for source in filter(None, (dataset.train, dataset.test)):
-            check_readable(source, reading=reading_of(config))
-        return dataset
+        return hold_out_and_check(dataset, config)
 
     def train_batches(
         self, config: ConfigDict, dataset: Dataset, devices: Sequence[jax.Device]

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from nfnets_jax.data.decoding import Reading
 from nfnets_jax.data.pipeline import Batches
+from nfnets_jax.data.read_errors import check_readable
 from nfnets_jax.data.sources import Dataset
 from nfnets_jax.devices import DeviceBatch
 from nfnets_jax.errors import InputError, nearest
@@ -126,6 +127,19 @@ def reading_of(config: ConfigDict) -> Reading:
     """Returns how a run's image files are read."""
     data = config.data
     return Reading(data.max_pixels, data.upright, data.decoder)
+
+
+def hold_out_and_check(dataset: Dataset, config: ConfigDict) -> Dataset:
+    """Holds out ``data.holdout`` training images for evaluation, and reads a few images.
+
+    Raises:
+      InputError: there are fewer training images, or those that are tried cannot be read.
+    """
+    if config.data.holdout:
+        dataset = dataset.hold_out(config.data.holdout)
+    for source in filter(None, (dataset.train, dataset.test)):
+        check_readable(source, reading=reading_of(config))
+    return dataset
 
 
 class MeanMeter:

@@ -89,7 +89,7 @@ def test_a_population_takes_the_steps_that_are_written_out() -> None:
 
 
 def test_rmsprop_takes_the_steps_that_are_written_out() -> None:
-    """Of a regression from zero; Tan and Le 2021, arXiv:2104.00298, section 5.1, has the decays."""
+    """Trains a regression; the decays are Tan and Le's (2021, arXiv:2104.00298, section 5.1)."""
     run = Run(0, 0.01, weight_decay=0.0)
     (outcome,) = population.train(task(rmsprop=True, steps=3), dataset(), [run], jax.devices()[:1])
     np.testing.assert_allclose(outcome.losses, rmsprop_by_hand(run, 3), rtol=2e-5)

@@ -170,7 +170,7 @@ def gelu_variance(variance: float) -> float:
 
 
 def test_the_normalizer_free_form_starts_as_its_embeddings() -> None:
-    """Its skip gains start at zero, so that a second block changes nothing."""
+    """Skip gains start at zero, so that a second block changes nothing."""
     one, two = (GPTConfig(16, layers, 2, 12, 11, "nf") for layers in (1, 2))
     params = new_params(two)
     logits = [jax.jit(network(config).apply)(params, TOKENS) for config in (one, two)]

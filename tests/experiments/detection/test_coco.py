@@ -92,7 +92,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(
 def test_more_objects_than_are_learned_are_refused(
     written: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Those left over would be learned as background, and not be missed by AP."""
+    """An object that is left out would be learned as background, and AP would not miss it."""
 
     def repeat(content: dict[str, Any]) -> None:
         content["annotations"] += 9 * content["annotations"][:1]

@@ -60,7 +60,7 @@ def test_sizes_that_no_stride_divides_are_joined() -> None:
 
 @pytest.mark.parametrize("name", ["nfnet_tiny", "seresnext26d_small", "efficientnet_b0_small"])
 def test_every_family_is_a_backbone(name: str) -> None:
-    """Its parameters keep their names, so that a classifier's weights fit."""
+    """The backbone's parameters keep their names, so that a classifier's weights fit."""
     config = configs.get_config("detect_digits")
     with config.unlocked():
         config.model = {"name": name}

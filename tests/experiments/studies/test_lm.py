@@ -98,7 +98,7 @@ def test_texts_are_of_different_files() -> None:
 
 
 def test_each_clipping_is_its_own() -> None:
-    """Of a gradient far above every threshold, seen through Adam's first moment."""
+    """Reads off Adam's first moment how far a gradient above every threshold is clipped."""
     config = configuration.get_config("smoke")
     params = {
         "gpt/~/logits": {"w": jnp.ones((2, 2))},
