@@ -109,10 +109,14 @@ def whole_figure(pixels: np.ndarray) -> tuple["Figure", Any]:
 
 
 class DensePredictor:
-    """Answers by a run of detection or segmentation; a ``Predictor``."""
+    """Answers by a run of detection or segmentation; a ``Predictor``.
+
+    Attributes:
+      size: side of the squares that pictures are fitted in, pixels.
+    """
 
     def __init__(self, network: Frozen, task: str, names: tuple[str, ...], size: int):
-        self._size, self._names = size, names
+        self.size, self._names = size, names
         self._is_detector = task == "detection"
 
         def answer(network: Frozen, images: jax.Array) -> Any:
@@ -129,7 +133,7 @@ class DensePredictor:
         return self._placement(picture).image(as_rgb(picture.pixels()))
 
     def _placement(self, picture: Picture) -> Placement:
-        return fit(picture.height, picture.width, self._size)
+        return fit(picture.height, picture.width, self.size)
 
     def answer(
         self, images: np.ndarray, pictures: Sequence[Picture | None]

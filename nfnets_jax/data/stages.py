@@ -10,7 +10,8 @@ from types import MappingProxyType
 STAGES: Mapping[str, str] = MappingProxyType(
     {
         "reading": "raise data.num_workers, or put data.dir on a faster disk",
-        "decoding": "raise data.num_workers, or shrink the images by nfnets prepare",
+        "decoding": "raise data.num_workers, or shrink photographs by nfnets prepare, or have the "
+        + "device hold small images by data.on_device",
         "transferring": "choose a smaller data.image_size, or another host",
     }
 )

@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 import experiments.detection.training  # noqa: F401, it registers the tasks
 import nfnets_jax
 from experiments import configs, predict
+from experiments.detection import show_predictions
 from experiments.detection.average_precision import AveragePrecision
+from experiments.detection.scenes import open_scenes
 from experiments.detection.segmentation import MeanIoU
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import loop
@@ -145,6 +148,14 @@ def test_pictures_show_what_is_found(
     assert ("objects" if name == "detect_digits" else "shares") in answer
     picture = cv2.imread(str(drawn / "photo.png"))
     assert picture is not None and picture.shape == (400, 600, 3)
+
+
+def test_what_is_found_is_drawn_on_test_scenes(finished: tuple[str, Path, dict[str, Any]]) -> None:
+    _, workdir, _ = finished
+    row = Figure().subplots(1, 2)
+    show_predictions.draw(row, str(workdir), seed=0)
+    for axes, scene in zip(row, open_scenes(1, 32, 0).test, strict=False):
+        np.testing.assert_array_equal(axes.images[0].get_array(), scene["image"])
 
 
 @pytest.mark.parametrize(
