@@ -42,6 +42,17 @@ def use_cores_as_devices() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {own}".strip()
 
 
+def compile_quickly() -> None:
+    """Leaves out LLVM's optimizations, where JAX computes on CPUs alone.
+
+    Programs that take few steps do not repay them. Call it before JAX starts.
+    """
+    if has_accelerators():
+        return
+    own = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()
+
+
 def cores() -> list[int]:
     """Returns the processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -30,16 +30,17 @@ class Variant(NamedTuple):
     """The values that differ between the tasks and the data."""
 
     task: str
-    stride: int
     channels: int
+    learning_rate: float
+    scenes: int
     on_coco: bool
 
 
 VARIANTS = {
-    "detect_digits": Variant("detection", 4, 64, on_coco=False),
-    "segment_digits": Variant("segmentation", 2, 32, on_coco=False),
-    "detect_coco": Variant("detection", 4, 128, on_coco=True),
-    "segment_coco": Variant("segmentation", 4, 128, on_coco=True),
+    "detect_digits": Variant("detection", 64, 1.6, 5000, on_coco=False),
+    "segment_digits": Variant("segmentation", 64, 6.4, 20_000, on_coco=False),
+    "detect_coco": Variant("detection", 128, 1.6, 5000, on_coco=True),
+    "segment_coco": Variant("segmentation", 128, 6.4, 5000, on_coco=True),
 }
 
 
@@ -54,7 +55,7 @@ def get_config(name: str = "detect_digits") -> ConfigDict:
         "optimizer": {
             "name": "sgd",
             "schedule": "cosine",
-            "base_learning_rate": 1.6,
+            "base_learning_rate": variant.learning_rate,
             "warmup_fraction": 0.05,
             "momentum": 0.9,
             "nesterov": True,
@@ -71,14 +72,14 @@ def get_config(name: str = "detect_digits") -> ConfigDict:
 
 def _settings(variant: Variant) -> dict[str, Any]:
     return {
-        "stride": variant.stride,
+        "stride": 4,
         "channels": variant.channels,
         "depth": 2,
         "frozen_statistics": False,
         "smallest_scale": 0.5 if variant.on_coco else 0.8,
         "largest_scale": 2.0 if variant.on_coco else 1.25,
         "most_objects": 100 if variant.on_coco else 16,
-        "scenes": 5000,
+        "scenes": variant.scenes,
     }
 
 
@@ -88,7 +89,7 @@ def _on_digits() -> dict[str, Any]:
         "model": {"name": "nf_resnet26_small", "stem": ((64, 2),)},
         "data": {"name": "digit_scenes", "image_size": 64, "test_image_size": 64},
         "batch_size": 16,
-        "num_steps": 4000,  # 12.8 epochs
+        "num_steps": 4000,  # 64,000 scenes
         "ema_decay": 0.99,
         "log_every": 50,
         "eval_every": 1000,

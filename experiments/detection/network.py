@@ -38,6 +38,8 @@ class DenseConfig:
       stages: the backbone's stages that the pyramid joins, the largest resolution first.
       channels: of the pyramid and the head.
       depth: 3x3 convolutions of the head.
+      subpixels: predictions in a row at each pixel of the pyramid, and in a column (sub-pixel
+        convolution, Shi et al. 2016, arXiv:1609.05158): finer borders than the features have.
       boxes: whether it predicts a box at every pixel too. Each class then has a probability of its
         own, which is low at most pixels.
       frozen_statistics: whether the backbone's batch normalization keeps its running statistics,
@@ -48,6 +50,7 @@ class DenseConfig:
     stages: tuple[FeatureInfo, ...]
     channels: int = 64
     depth: int = 2
+    subpixels: int = 1
     boxes: bool = False
     frozen_statistics: bool = False
 
@@ -83,7 +86,7 @@ class DenseConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels of the image between neighbouring predictions."""
+        """Pixels of the image between neighbouring pixels of the pyramid."""
         return self.stages[0].stride
 
     def network(
@@ -96,8 +99,9 @@ class DenseConfig:
 
         Returns:
           A function with the arguments of a ``Network``. It returns ``logits``
-          ``[N, h, w, num_classes]`` and with ``boxes`` also ``distances`` ``[N, h, w, 4]``, float32
-          and positive, from a pixel to the left, upper, right and lower edge of its box.
+          ``[N, subpixels * h, subpixels * w, num_classes]`` and with ``boxes`` also ``distances``
+          ``[N, h, w, 4]``, float32 and positive, from a pixel to the left, upper, right and lower
+          edge of its box.
         """
         backbone = self.backbone.network(0, policy, prepared)
         head = DenseHead(self, num_classes, policy, prepared)
@@ -135,10 +139,11 @@ class DenseHead(hk.Module):
         for index in range(config.depth):
             x = conv(kernel_size=3, name=f"conv{index}")(activation(x))
         x = activation(x).astype(jnp.float32)
-        outputs = self._num_classes + 4 * config.boxes
+        outputs = (self._num_classes + 4 * config.boxes) * config.subpixels**2
         # By another name than a classifier's, whose gradients AGC leaves alone: those of a
         # detector come from few pixels, and vary too much for that.
         predicted = layers.Linear(outputs, _STD, name="predictions")(x)
+        predicted = spread(predicted, config.subpixels)
         if not config.boxes:
             return {"logits": predicted}
         logits, distances = jnp.split(predicted, [self._num_classes], axis=-1)
@@ -157,6 +162,13 @@ class DenseHead(hk.Module):
         for lateral in reversed(laterals):
             joined = (lateral + upsample(joined, lateral.shape)) * 0.5**0.5
         return joined
+
+
+def spread(x: jax.Array, factor: int) -> jax.Array:
+    """Spreads channels over pixels: ``[N, h, w, factor**2 * K]`` to ``[N, factor * h, ..., K]``."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, factor, factor, channels // factor**2)
+    return x.swapaxes(2, 3).reshape(batch, factor * height, factor * width, -1)
 
 
 def upsample(x: jax.Array, shape: Sequence[int]) -> jax.Array:

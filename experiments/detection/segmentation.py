@@ -20,6 +20,9 @@ from .network import create_dense_model
 from .objects import IGNORED
 from .settings import Settings, read_settings
 
+# A pixel of the pyramid tells the classes of so many in a row and in a column.
+_SUBPIXELS = 2
+
 
 class Segmentation(DenseTask):
     """The task of telling for each pixel what it shows; its methods are those of ``Task``.
@@ -38,23 +41,30 @@ class Segmentation(DenseTask):
 
     def create_model(self, config: ConfigDict, num_classes: int) -> Model:
         """Creates a backbone with a head that predicts the background and the classes."""
-        return create_dense_model(config, num_classes + 1, read_settings(config))
+        return create_dense_model(
+            config, num_classes + 1, read_settings(config), subpixels=_SUBPIXELS
+        )
 
     def losses(self, outputs: Outputs, batch: DeviceBatch, label_smoothing: float) -> Metrics:
-        """Computes means over the pixels of each example: ``loss`` and ``pixel_accuracy``."""
+        """Computes means over the pixels of each example: ``loss`` and ``pixel_accuracy``.
+
+        The loss weights pixels by ``class_weights``.
+        """
         logits, labels = enlarge(outputs["logits"], batch["image"]), batch["label"].astype(int)
-        counted = labels != IGNORED
         classes = logits.shape[-1]
         # The last class stands in for pixels that do not count.
         flat = jnp.minimum(labels, classes - 1).reshape(-1)
         losses = objective.cross_entropy(logits.reshape(-1, classes), flat, label_smoothing)
         right = jnp.argmax(logits, axis=-1) == labels
 
-        def mean(values: jax.Array) -> jax.Array:
-            total = jnp.sum(values.reshape(labels.shape) * counted, axis=(1, 2))
-            return total / jnp.maximum(jnp.sum(counted, axis=(1, 2)), 1)
+        def mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+            total = jnp.sum(values.reshape(labels.shape) * weights, axis=(1, 2))
+            return total / jnp.maximum(jnp.sum(weights, axis=(1, 2)), 1)
 
-        return {"loss": mean(losses), "pixel_accuracy": mean(right)}
+        return {
+            "loss": mean(losses, class_weights(labels, classes)),
+            "pixel_accuracy": mean(right, labels != IGNORED),
+        }
 
     def evaluate(self, outputs: Outputs, batch: DeviceBatch) -> Metrics:
         """Sums ``loss``, ``examples`` and the ``confusion`` of pixels, ``[K, K]``."""
@@ -73,6 +83,24 @@ class Segmentation(DenseTask):
     def meter(self, dataset: Dataset) -> "MeanIoU":
         """Makes the mean IoU over the classes and the background."""
         return MeanIoU(len(dataset.class_names) + 1)
+
+
+def class_weights(labels: jax.Array, classes: int) -> jax.Array:
+    """Returns one over the root of the number of pixels of a pixel's class in its image.
+
+    This is between all pixels alike, where the background decides, and all classes alike, where the
+    background loses its borders.
+
+    Args:
+      labels: ``[N, H, W]``; those that are not below ``classes`` do not count.
+      classes: their number, with the background.
+
+    Returns:
+      ``[N, H, W]`` float32, 0 for pixels that do not count.
+    """
+    one_hot = jax.nn.one_hot(labels, classes)
+    pixels = jnp.sum(one_hot, axis=(1, 2), keepdims=True)
+    return jnp.sum(one_hot * lax.rsqrt(jnp.maximum(pixels, 1)), axis=-1)
 
 
 def enlarge(logits: jax.Array, images: jax.Array) -> jax.Array:

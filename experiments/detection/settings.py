@@ -16,7 +16,8 @@ class Settings:
     """The settings of a detector or a segmenter.
 
     Attributes:
-      stride: pixels of the image between neighbouring predictions, one of the backbone's strides.
+      stride: pixels of the image between neighbouring pixels of the feature pyramid, one of the
+        backbone's strides.
       channels: of the feature pyramid and the head.
       depth: 3x3 convolutions of the head.
       frozen_statistics: whether the backbone's batch normalization keeps its running statistics.

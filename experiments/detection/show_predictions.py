@@ -57,9 +57,7 @@ def draw(row: Any, run: str, seed: int) -> None:
     records: list[Any] = [scenes.test[index] for index in range(len(row))]
     pictures = [Picture(record["image"], record["name"]) for record in records]
     images = np.stack([predictor.see(picture) for picture in pictures])
-    for axes, picture, found in zip(
-        row, pictures, predictor.answer(images, pictures), strict=True
-    ):
+    for axes, picture, found in zip(row, pictures, predictor.answer(images, pictures), strict=True):
         draw_pixels(axes, picture.pixels())
         if isinstance(found, FoundObjects):
             names = [each.name for each in found.objects]

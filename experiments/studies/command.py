@@ -36,6 +36,8 @@ def run(name: str, description: str, study: Study, budgets: Sequence[str] = BUDG
     command = commands.as_called(f"python -m {module} --budget={arguments.budget}")
     if arguments.data_dir:
         command += " --data_dir=TFDS_DIR"
+    if arguments.budget == "smoke":
+        process.compile_quickly()
     process.keep_freed_memory()
     process.cache_compiled_programs()  # Runs that differ only by their seed share a program.
     try:

@@ -82,6 +82,13 @@ class GPTConfig:
             )
 
     @property
+    def has_embedding_scale(self) -> bool:
+        """Whether a learned scalar follows the embeddings."""
+        if self.scales_embedding is None:
+            return self.normalization != "layer_norm"
+        return self.scales_embedding
+
+    @property
     def variances(self) -> np.ndarray:
         """The residual stream's planned variance before each branch and after all.
 
@@ -243,8 +250,7 @@ class GPT(hk.Module):
         embed = functools.partial(hk.Embed, embed_dim=config.width, w_init=Normal(_STD))
         x = embed(config.vocabulary, name="tokens")(tokens)
         x += embed(config.context, name="positions")(jnp.arange(length))
-        scales = config.scales_embedding
-        if config.normalization != "layer_norm" if scales is None else scales:
+        if config.has_embedding_scale:
             start = hk.initializers.Constant((2 * _STD**2) ** -0.5)
             x *= hk.get_parameter("embedding_scale", (), init=start)
         variances = config.variances

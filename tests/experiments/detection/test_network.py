@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import configs
-from experiments.detection.network import DenseConfig, DenseHead, create_dense_model
+from experiments.detection.network import DenseConfig, DenseHead, create_dense_model, spread
 from experiments.detection.settings import Settings
 from nfnets_jax.kernels.convolution import Policy
 from nfnets_jax.models.layers import ACTIVATION_GAINS
@@ -77,3 +77,12 @@ def test_every_family_is_a_backbone(name: str) -> None:
     assert model.classifier in params
     own = {module.split("/")[0] for module in params}
     assert len(own) == 2 and "DenseHead" in own
+
+
+def test_channels_are_spread_over_pixels_as_by_a_loop() -> None:
+    x = np.random.default_rng(0).normal(size=(1, 2, 3, 8)).astype(np.float32)
+    pixels = np.asarray(spread(jnp.asarray(x), 2))
+    for row, column in np.ndindex(4, 6):
+        first = 2 * (2 * (row % 2) + column % 2)
+        expected = x[0, row // 2, column // 2, first : first + 2]
+        np.testing.assert_array_equal(pixels[0, row, column], expected)

@@ -18,7 +18,7 @@ from experiments import configs, predict
 from experiments.detection import show_predictions
 from experiments.detection.average_precision import AveragePrecision
 from experiments.detection.scenes import open_scenes
-from experiments.detection.segmentation import MeanIoU
+from experiments.detection.segmentation import MeanIoU, class_weights
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import loop
 from nfnets_jax.training.experiment import build_experiment
@@ -88,6 +88,13 @@ def test_mean_iou_is_that_of_scikit_learn() -> None:
     assert result["mIoU"] == pytest.approx(jaccard_score(labels, predicted, average="macro"))
     assert result["pixel_accuracy"] == pytest.approx((labels == predicted).mean())
     assert result["loss"] == 1.5
+
+
+def test_pixels_are_weighted_by_their_class_in_their_image() -> None:
+    labels = np.array([[[0, 0, 0, 0], [2, 255, 1, 1]], [[1] * 4, [255] * 4]])
+    root = 2**-0.5
+    expected = [[[0.5] * 4, [1, 0, root, root]], [[0.5] * 4, [0] * 4]]
+    np.testing.assert_allclose(class_weights(jnp.asarray(labels), 3), expected, rtol=1e-6)
 
 
 @pytest.fixture(scope="module", params=["detect_digits", "segment_digits"])
