@@ -53,8 +53,8 @@ def draw(row: Any, run: str, seed: int) -> None:
     """
     reading = argparse.Namespace(weights=run, model=None, precision="float32", raw=False, size=None)
     predictor = open_predictor(reading)
-    scenes = open_scenes(1, predictor.size, seed)
-    records: list[Any] = [scenes.test[index] for index in range(len(row))]
+    scenes: Any = open_scenes(1, predictor.size, seed).test
+    records = [scenes[index] for index in range(len(row))]
     pictures = [Picture(record["image"], record["name"]) for record in records]
     images = np.stack([predictor.see(picture) for picture in pictures])
     for axes, picture, found in zip(row, pictures, predictor.answer(images, pictures), strict=True):

@@ -93,7 +93,7 @@ def test_mean_iou_is_that_of_scikit_learn() -> None:
 def test_pixels_are_weighted_by_their_class_in_their_image() -> None:
     labels = np.array([[[0, 0, 0, 0], [2, 255, 1, 1]], [[1] * 4, [255] * 4]])
     root = 2**-0.5
-    expected = [[[0.5] * 4, [1, 0, root, root]], [[0.5] * 4, [0] * 4]]
+    expected = np.array([[[0.5] * 4, [1, 0, root, root]], [[0.5] * 4, [0] * 4]])
     np.testing.assert_allclose(class_weights(jnp.asarray(labels), 3), expected, rtol=1e-6)
 
 
@@ -161,8 +161,9 @@ def test_what_is_found_is_drawn_on_test_scenes(finished: tuple[str, Path, dict[s
     _, workdir, _ = finished
     row = Figure().subplots(1, 2)
     show_predictions.draw(row, str(workdir), seed=0)
-    for axes, scene in zip(row, open_scenes(1, 32, 0).test, strict=False):
-        np.testing.assert_array_equal(axes.images[0].get_array(), scene["image"])
+    scenes: Any = open_scenes(1, 32, 0).test
+    for index, axes in enumerate(row):
+        np.testing.assert_array_equal(axes.images[0].get_array(), scenes[index]["image"])
 
 
 @pytest.mark.parametrize(
