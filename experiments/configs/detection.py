@@ -27,20 +27,34 @@ from nfnets_jax.training import recipes
 
 
 class Variant(NamedTuple):
-    """The values that differ between the tasks and the data."""
+    """The values that differ between the tasks and the data.
+
+    Attributes:
+      task: its name.
+      channels: of pyramid and head.
+      learning_rate: for a batch of 256; a segmenter's gradients are means over many pixels.
+      scales: smallest and largest of the scale jitter.
+      num_steps: with 16 images each.
+      scenes: of digits, to train on.
+      on_coco: whether the data are COCO's.
+    """
 
     task: str
     channels: int
     learning_rate: float
-    scenes: int
-    on_coco: bool
+    scales: tuple[float, float]
+    num_steps: int
+    scenes: int = 5000
+    on_coco: bool = False
 
 
+_COCO_STEPS = 90_000  # 12 epochs of 118,287 images.
 VARIANTS = {
-    "detect_digits": Variant("detection", 64, 1.6, 5000, on_coco=False),
-    "segment_digits": Variant("segmentation", 64, 6.4, 20_000, on_coco=False),
-    "detect_coco": Variant("detection", 128, 1.6, 5000, on_coco=True),
-    "segment_coco": Variant("segmentation", 128, 6.4, 5000, on_coco=True),
+    "detect_digits": Variant("detection", 64, 1.6, (0.8, 1.25), 4000),
+    # Each scene is another one, which does not need jitter.
+    "segment_digits": Variant("segmentation", 64, 6.4, (1.0, 1.0), 5000, 80_000),
+    "detect_coco": Variant("detection", 128, 1.6, (0.5, 2.0), _COCO_STEPS, on_coco=True),
+    "segment_coco": Variant("segmentation", 128, 6.4, (0.5, 2.0), _COCO_STEPS, on_coco=True),
 }
 
 
@@ -52,6 +66,7 @@ def get_config(name: str = "detect_digits") -> ConfigDict:
         "task": {"name": variant.task, "settings": _settings(variant)},
         "precision": "float32",
         "label_smoothing": 0.0,
+        "num_steps": variant.num_steps,
         "optimizer": {
             "name": "sgd",
             "schedule": "cosine",
@@ -76,8 +91,8 @@ def _settings(variant: Variant) -> dict[str, Any]:
         "channels": variant.channels,
         "depth": 2,
         "frozen_statistics": False,
-        "smallest_scale": 0.5 if variant.on_coco else 0.8,
-        "largest_scale": 2.0 if variant.on_coco else 1.25,
+        "smallest_scale": variant.scales[0],
+        "largest_scale": variant.scales[1],
         "most_objects": 100 if variant.on_coco else 16,
         "scenes": variant.scenes,
     }
@@ -89,7 +104,6 @@ def _on_digits() -> dict[str, Any]:
         "model": {"name": "nf_resnet26_small", "stem": ((64, 2),)},
         "data": {"name": "digit_scenes", "image_size": 64, "test_image_size": 64},
         "batch_size": 16,
-        "num_steps": 4000,  # 64,000 scenes
         "ema_decay": 0.99,
         "log_every": 50,
         "eval_every": 1000,
@@ -102,7 +116,6 @@ def _on_coco() -> dict[str, Any]:
         "model": {"name": "nfnet_f0", "dropout_rate": 0.0},
         "data": {"name": "coco", "image_size": 512, "test_image_size": 512, "flip": True},
         "batch_size": 16,
-        "num_steps": 90_000,  # 12 epochs of COCO's 118,287 images
         "ema_decay": 0.9998,
         "log_every": 100,
         "eval_every": 10_000,

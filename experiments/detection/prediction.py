@@ -22,7 +22,7 @@ from . import drawing
 from .decoding import decode, stride_of
 from .examples import as_rgb
 from .placement import Placement, fit
-from .segmentation import enlarge
+from .segmentation import enlarge, most_probable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +124,7 @@ class DensePredictor:
             if self._is_detector:
                 stride = stride_of(images, outputs["logits"])
                 return decode(outputs["logits"], outputs["distances"], stride, _MOST)
-            return jnp.argmax(enlarge(outputs["logits"], images), axis=-1).astype(jnp.uint8)
+            return most_probable(enlarge(outputs["logits"], images)).astype(jnp.uint8)
 
         self._network, self._answer = network, jax.jit(answer)
 

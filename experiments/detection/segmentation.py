@@ -55,7 +55,7 @@ class Segmentation(DenseTask):
         # The last class stands in for pixels that do not count.
         flat = jnp.minimum(labels, classes - 1).reshape(-1)
         losses = objective.cross_entropy(logits.reshape(-1, classes), flat, label_smoothing)
-        right = jnp.argmax(logits, axis=-1) == labels
+        right = most_probable(logits) == labels
 
         def mean(values: jax.Array, weights: jax.Array) -> jax.Array:
             total = jnp.sum(values.reshape(labels.shape) * weights, axis=(1, 2))
@@ -71,7 +71,7 @@ class Segmentation(DenseTask):
         logits = enlarge(outputs["logits"], batch["image"])
         labels, classes = batch["label"].astype(int), logits.shape[-1]
         counted = (labels != IGNORED) & (batch["mask"] > 0)[:, None, None]
-        cells = jnp.where(counted, labels * classes + jnp.argmax(logits, axis=-1), classes**2)
+        cells = jnp.where(counted, labels * classes + most_probable(logits), classes**2)
         pixels = jnp.bincount(cells.reshape(-1), length=classes**2 + 1)[:-1]
         sums = {
             "loss": jnp.sum(self.losses(outputs, batch, 0.0)["loss"] * batch["mask"]),
@@ -101,6 +101,17 @@ def class_weights(labels: jax.Array, classes: int) -> jax.Array:
     one_hot = jax.nn.one_hot(labels, classes)
     pixels = jnp.sum(one_hot, axis=(1, 2), keepdims=True)
     return jnp.sum(one_hot * lax.rsqrt(jnp.maximum(pixels, 1)), axis=-1)
+
+
+def most_probable(logits: jax.Array) -> jax.Array:
+    """Returns the most probable class of each pixel, ``[N, H, W]``, by logits ``[N, H, W, K]``.
+
+    Trained with ``class_weights``, a network gives rare classes more than their probability. So
+    logits get back the root of the number of pixels that their class seems to have in the image
+    (logit adjustment, Menon et al. 2020, arXiv:2007.07314).
+    """
+    pixels = jnp.sum(jax.nn.softmax(logits), axis=(1, 2), keepdims=True)
+    return jnp.argmax(logits + jnp.log1p(pixels) / 2, axis=-1)
 
 
 def enlarge(logits: jax.Array, images: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from nfnets_jax.data.decoding import Picture
 from nfnets_jax.errors import InputError
 
 from .. import commands
+from . import training  # noqa: F401, it registers the tasks
 from .drawing import draw_boxes, draw_classes, draw_pixels
 from .prediction import FoundObjects, FoundPixels, open_predictor
 from .scenes import open_scenes

@@ -18,7 +18,7 @@ from experiments import configs, predict
 from experiments.detection import show_predictions
 from experiments.detection.average_precision import AveragePrecision
 from experiments.detection.scenes import open_scenes
-from experiments.detection.segmentation import MeanIoU, class_weights
+from experiments.detection.segmentation import MeanIoU, class_weights, most_probable
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import loop
 from nfnets_jax.training.experiment import build_experiment
@@ -95,6 +95,17 @@ def test_pixels_are_weighted_by_their_class_in_their_image() -> None:
     root = 2**-0.5
     expected = np.array([[[0.5] * 4, [1, 0, root, root]], [[0.5] * 4, [0] * 4]])
     np.testing.assert_allclose(class_weights(jnp.asarray(labels), 3), expected, rtol=1e-6)
+
+
+def test_predicted_pixels_undo_the_weights_of_the_loss() -> None:
+    """A class that is seen on more pixels wins where the weighted probabilities are equal."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 4, 4, 3)) + np.array([1.0, 0.0, 0.0])
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    counted = probabilities.sum((1, 2), keepdims=True)
+    expected = (probabilities * np.sqrt(1 + counted)).argmax(-1)
+    assert (expected != logits.argmax(-1)).any()
+    np.testing.assert_array_equal(most_probable(jnp.asarray(logits)), expected)
 
 
 @pytest.fixture(scope="module", params=["detect_digits", "segment_digits"])
