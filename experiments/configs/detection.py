@@ -12,8 +12,8 @@ A backbone that is trained already, and data in the format of COCO:
 Data: scenes of scikit-learn's digits on its photographs; of detect_coco and segment_coco, folders
 of images with an instances_*.json each.
 Hardware: two CPU cores; the configurations for COCO have run on small folders alone.
-Hours: not measured; 450 steps of detect_digits took 187 seconds of CPU time on 2026-11-30.
-Accuracy: not measured; after these 450 steps AP50 was 26.6% (docs/detection.md).
+Hours: 0.15 (9.2 minutes) for detect_digits, 0.24 (14.1) for segment_digits, measured on 2026-11-30.
+Accuracy: AP50 85.8%, and mIoU 67.9%, in these runs (docs/detection.md); COCO's are not measured.
 
 Recipe: that of NFNets for classifiers, Brock et al. 2021b, arXiv:2102.06171, section 6.1, at a
 higher learning rate; large-scale jitter, Ghiasi et al. 2021, arXiv:2012.07177, section 4.
