@@ -11,9 +11,13 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nfnets_jax
 from nfnets_jax.errors import nearest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The module of each command.
 COMMANDS = {
@@ -78,3 +82,12 @@ def as_called(text: str) -> str:
         for name, module in COMMANDS.items():
             text = re.sub(rf"python -m experiments\.{module}\b", f"nfnets {name}", text)
     return text.replace("python -m experiments.", f"python -m {__package__}.")
+
+
+def save_figure(figure: "Figure", file: Path) -> None:
+    """Writes a figure and prints where it is; ends the program with one line if it cannot."""
+    try:
+        figure.savefig(file)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {file} cannot be written: {error}")
+    print(file)

@@ -40,12 +40,9 @@ def main() -> None:
             for path, default in ((arguments.image, "china.jpg"), (arguments.other, "flower.jpg"))
         ]
         figure = draw(pictures[0], pictures[1], arguments.size, arguments.seed)
-        figure.savefig(arguments.out)
     except UnreadableImageError as error:
         sys.exit(f"error: {error}")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {arguments.out} cannot be written: {error}")
-    print(arguments.out)
+    commands.save_figure(figure, arguments.out)
 
 
 def draw(picture: Picture, other: Picture, size: int, seed: int) -> Figure:

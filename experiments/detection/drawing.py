@@ -3,7 +3,6 @@
 python -m experiments.detection.drawing --out=scenes.png
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,11 +71,7 @@ def main() -> None:
         names = [scenes.class_names[label] for label in objects.classes]
         draw_boxes(above, objects.boxes.tolist(), names)
         draw_classes(below, placement.labels(record["label"].class_map()), scenes.class_names)
-    try:
-        figure.savefig(arguments.out)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {arguments.out} cannot be written: {error}")
-    print(arguments.out)
+    commands.save_figure(figure, arguments.out)
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ class Segmentation(DenseTask):
 def class_weights(labels: jax.Array, classes: int) -> jax.Array:
     """Returns one over the root of the number of pixels of a pixel's class in its image.
 
-    This is between all pixels alike, where the background decides, and all classes alike, where the
-    background loses its borders.
+    Weights of one for all pixels would let the background decide, and equal weights for all classes
+    would move their borders into the background; these lie between the two.
 
     Args:
       labels: ``[N, H, W]``; those that are not below ``classes`` do not count.

@@ -38,12 +38,9 @@ def main() -> None:
     try:
         for row, run in zip(rows, (arguments.detector, arguments.segmenter), strict=True):
             draw(row, run, arguments.seed)
-        figure.savefig(arguments.out)
     except InputError as error:
         sys.exit(f"error: {error}")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {arguments.out} cannot be written: {error}")
-    print(arguments.out)
+    commands.save_figure(figure, arguments.out)
 
 
 def draw(row: Any, run: str, seed: int) -> None:

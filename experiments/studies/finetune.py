@@ -5,14 +5,14 @@ many images, they gain more on ImageNet than their batch-normalized twins.
 
     python -m experiments.studies.finetune --budget=cpu --data_dir=TFDS_DIR
 
-Design: a small NFNet and the same network with batch normalization in place of AGC, standardized
-kernels and planned variances learn half of the classes of CIFAR-10. From a few images of each class
-both then learn the other half: all layers of the pretrained network, its classifier alone, or a new
-network from scratch, for the same number of steps. Each seed has its own pretraining and its own
-images. The learning rates of all of them are tuned on training images, which these runs do not
-learn from; the test images are read by the runs that count alone. The images are written as folders
-of PNG files and read with ``data.name=folder``, as ``--config=finetune`` reads a user's. Without
-``--data_dir`` the classes are those of the embedded digits.
+Design: a small NFNet and its twin learn half of the classes of CIFAR-10. The twin has batch
+normalization in place of AGC, standardized kernels and planned variances. Both then learn the other
+half from a few images of each class, for the same number of steps: all layers of the pretrained
+network, its classifier alone, or a new network from scratch. Each seed has its own pretraining and
+its own images. Learning rates are tuned on held-out training images; the runs with the tuned rates
+are tested once. The images are written as folders of PNG files and read with ``data.name=folder``,
+as ``--config=finetune`` reads a user's. Without ``--data_dir`` the classes are those of the
+embedded digits.
 """
 
 import functools

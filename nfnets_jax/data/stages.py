@@ -10,8 +10,8 @@ from types import MappingProxyType
 STAGES: Mapping[str, str] = MappingProxyType(
     {
         "reading": "raise data.num_workers, or put data.dir on a faster disk",
-        "decoding": "raise data.num_workers, or shrink photographs by nfnets prepare, or have the "
-        + "device hold small images by data.on_device",
+        "decoding": "raise data.num_workers, shrink photographs by nfnets prepare, or hold small "
+        "images on the device by data.on_device",
         "transferring": "choose a smaller data.image_size, or another host",
     }
 )

@@ -98,7 +98,7 @@ def test_pixels_are_weighted_by_their_class_in_their_image() -> None:
 
 
 def test_predicted_pixels_undo_the_weights_of_the_loss() -> None:
-    """A class that is seen on more pixels wins where the weighted probabilities are equal."""
+    """Compares with probabilities times the root of the pixels that a class seems to have."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 4, 4, 3)) + np.array([1.0, 0.0, 0.0])
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
