@@ -115,9 +115,29 @@ def most_probable(logits: jax.Array) -> jax.Array:
 
 
 def enlarge(logits: jax.Array, images: jax.Array) -> jax.Array:
-    """Interpolates logits ``[N, h, w, K]`` linearly to the pixels of images ``[N, H, W, C]``."""
-    shape = (*images.shape[:3], logits.shape[-1])
-    return jax.image.resize(logits, shape, "linear") if logits.shape != shape else logits
+    """Interpolates logits ``[N, h, w, K]`` linearly to the pixels of images ``[N, H, W, C]``.
+
+    Sums of slices, as XLA finds no tiles for ``jax.image.resize``'s products on an H100.
+    """
+    height, width = images.shape[1:3]
+    for axis, size in ((1, height), (2, width)):
+        logits = _interpolate(logits, -(-size // logits.shape[axis]), axis)
+    return logits[:, :height, :width]
+
+
+def _interpolate(x: jax.Array, factor: int, axis: int) -> jax.Array:
+    """Makes an axis longer by a whole factor; beyond its ends are the values at the ends."""
+    size = x.shape[axis]
+    padded = jnp.pad(x, [(int(k == axis),) * 2 for k in range(x.ndim)], "edge")
+    before = lax.slice_in_dim(padded, 0, size, axis=axis)
+    after = lax.slice_in_dim(padded, 2, size + 2, axis=axis)
+    finer = []
+    for place in range(factor):
+        offset = (place + 0.5) / factor - 0.5
+        neighbour = before if offset < 0 else after
+        finer.append((1 - abs(offset)) * x + abs(offset) * neighbour)
+    shape = (*x.shape[:axis], factor * size, *x.shape[axis + 1 :])
+    return jnp.stack(finer, axis + 1).reshape(shape)
 
 
 class MeanIoU:

@@ -18,7 +18,7 @@ from experiments import configs, predict
 from experiments.detection import show_predictions
 from experiments.detection.average_precision import AveragePrecision
 from experiments.detection.scenes import open_scenes
-from experiments.detection.segmentation import MeanIoU, class_weights, most_probable
+from experiments.detection.segmentation import MeanIoU, class_weights, enlarge, most_probable
 from nfnets_jax.errors import InputError
 from nfnets_jax.training import loop
 from nfnets_jax.training.experiment import build_experiment
@@ -106,6 +106,17 @@ def test_predicted_pixels_undo_the_weights_of_the_loss() -> None:
     expected = (probabilities * np.sqrt(1 + counted)).argmax(-1)
     assert (expected != logits.argmax(-1)).any()
     np.testing.assert_array_equal(most_probable(jnp.asarray(logits)), expected)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+def test_logits_are_interpolated_as_jax_resizes(factor: int) -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype(np.float32)
+    shape = (2, 3 * factor, 5 * factor, 4)
+    actual = enlarge(jnp.asarray(logits), jnp.zeros(shape))
+    expected = jax.image.resize(logits, shape, "linear")
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    cut = enlarge(jnp.asarray(logits), jnp.zeros((2, 3 * factor - 1, 5 * factor, 4)))
+    np.testing.assert_array_equal(cut, actual[:, : 3 * factor - 1])
 
 
 @pytest.fixture(scope="module", params=["detect_digits", "segment_digits"])
